@@ -1,0 +1,10 @@
+"""Linear algebra of weight matrices: subspaces with certificates, bases, masks. Torch only."""
+
+from orthora.linalg.bases import dct_rows as dct_rows
+from orthora.linalg.bases import haar_rows as haar_rows
+from orthora.linalg.masks import magnitude_threshold as magnitude_threshold
+from orthora.linalg.masks import smallest_mask as smallest_mask
+from orthora.linalg.subspace import bottom_subspace as bottom_subspace
+from orthora.linalg.subspace import check_rank as check_rank
+from orthora.linalg.subspace import check_weight as check_weight
+from orthora.linalg.subspace import top_subspace as top_subspace

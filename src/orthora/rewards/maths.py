@@ -1,0 +1,205 @@
+r"""Verdicts on mathematical answers, and the guarded call of Math-Verify behind them.
+
+Math-Verify 0.9 is strong and easily misled: it takes ``4=5`` for 5 and ``5\%`` for 5, needs seconds
+for a tower of powers, cannot run off the main thread and drops a caller's alarm. So it is asked
+last, about one short answer whose shape has been checked, with its timeout on, and with the
+caller's alarm put back.
+"""
+
+import contextlib
+import difflib
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+from orthora.rewards.dapo import dapo_verdict
+from orthora.rewards.robust import last_box, robust_verdict, tidy
+from orthora.types import Verdict
+
+RULES = ("robust", "dapo")
+"""Names of the answer rules."""
+MAX_SYMBOLIC = 200
+"""Characters of the longest answer or gold that computer algebra is asked about."""
+MAX_POWER = 1_000
+"""Largest exponent, and largest product of nested exponents, that computer algebra is given."""
+MAX_FACTORIAL = 100
+"""Largest number under a factorial or a binomial."""
+TIMEOUT = 2
+"""Seconds for each of parsing the gold, parsing the answer, and comparing them."""
+
+_HEAVY = re.compile(r"\\(?:sum|prod|int|oint|lim|bmod|pmod|mod|Gamma|zeta|det)(?![A-Za-z])")
+_CODE = re.compile(r"__|[\"'`@#;?&]|(?<![A-Za-z])lambda(?![A-Za-z])")
+_ORDER = re.compile(r"[<>≤≥≠]|\\(?:lt|le|leq|gt|ge|geq|ne|neq)(?![A-Za-z])")
+_WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
+_LATEX_WORDS = frozenset("matrix pmatrix bmatrix vmatrix array cases sin cos tan log ln pi".split())
+_LIST = re.compile(r",|;|\\pm|\\cup|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
+_EXPONENT = re.compile(r"(?:\^|\*\*) ?")
+_FACTORIAL = re.compile(r"([0-9]*|[^0-9 ]) ?!")
+_BINOMIAL = re.compile(r"\\[dt]?binom ?\{([^{}]*)\}|\\choose")
+
+
+def _group(text: str, start: int) -> str:
+    """Return the braced or bracketed group, or else the single token, that begins at ``start``."""
+    closer = {"{": "}", "(": ")"}.get(text[start : start + 1])
+    if closer is None:
+        token = re.compile(r"[+-]?(?:[0-9]+|\\[A-Za-z]+|.)?").match(text, start)
+        return token[0] if token else ""
+    depth = 0
+    for position in range(start, len(text)):
+        depth += (text[position] == text[start]) - (text[position] == closer)
+        if depth == 0:
+            return text[start : position + 1]
+    return text[start:]
+
+
+def _power_problem(text: str) -> str | None:
+    """Say why the powers of a text are too much for computer algebra, or None."""
+    nested, product = False, 1
+    for power in _EXPONENT.finditer(text):
+        group = _group(text, power.end())
+        if _EXPONENT.search(group) or _EXPONENT.match(text, power.end() + len(group)):
+            return "tower of powers"
+        sizes = [int(digits) for digits in re.findall("[0-9]+", group)]
+        if "!" in group or max(sizes, default=0) > MAX_POWER:
+            return "huge exponent"
+        product *= max(sizes, default=1) or 1
+        nested |= text[: power.start()].rstrip()[-1:] in (")", "}", "]")
+    return "tower of powers" if nested and product > MAX_POWER**2 else None
+
+
+def _size_problem(text: str) -> str | None:
+    """Say why a text is too costly for computer algebra, or None."""
+    if len(text) > MAX_SYMBOLIC:
+        return "too long for symbolic comparison"
+    if _HEAVY.search(text):
+        return "unevaluated operator"
+    for base in _FACTORIAL.findall(text):
+        if len(base) > 3 or (base.isdigit() and int(base) > MAX_FACTORIAL) or base in (")", "}", "!"):
+            return "huge factorial"
+    for top in _BINOMIAL.findall(text):
+        if not top.strip().isdigit() or len(top) > 3 or int(top) > MAX_FACTORIAL:
+            return "huge factorial"
+    return _power_problem(text)
+
+
+def _shape_problem(answer: str, gold: str) -> str | None:
+    """Say what the answer holds that the gold gives no reason to expect, or None."""
+    if _CODE.search(answer) and not _CODE.search(gold):
+        return "not an expression"
+    if "%" in answer and "%" not in gold:
+        return "percent"
+    if _ORDER.search(answer) and not _ORDER.search(gold):
+        return "relation"
+    known = _LATEX_WORDS | set(_WORD.findall(gold)) | ({"and", "or"} if _LIST.search(gold) else set())
+    letters = {letter for word in _WORD.findall(gold) or gold.split() for letter in word}
+    for word in _WORD.findall(answer):
+        if word not in known and not (len(word) <= 3 and set(word) <= letters):
+            return "words"
+    return None
+
+
+@contextlib.contextmanager
+def _alarm_restored() -> Iterator[None]:
+    """Put a caller's running ``ITIMER_REAL`` back, less the time that went by."""
+    left, interval = signal.getitimer(signal.ITIMER_REAL)
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        if left > 0:
+            left = max(left - (time.monotonic() - began), 1e-3)
+            signal.setitimer(signal.ITIMER_REAL, left, interval)
+
+
+def _math_verify(answer: str, gold: str) -> tuple[bool, str]:
+    """Ask Math-Verify about two formulas; it reads them as LaTeX only, never as Python."""
+    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify.errors import TimeoutException
+
+    config = [LatexExtractionConfig()]
+    try:
+        wanted, given = (
+            parse(f"${text}$", config, parsing_timeout=TIMEOUT, raise_on_error=True)
+            for text in (gold, answer)
+        )
+        if verify(wanted, given, timeout_seconds=TIMEOUT, raise_on_error=True):
+            return True, "symbolically equal"
+    except TimeoutException:
+        return False, "symbolic timeout"
+    except Exception as error:  # sympy raises nearly every type there is on odd input
+        return False, f"symbolic error: {type(error).__name__}"
+    return False, "different"
+
+
+def symbolic_equal(answer: str, gold: str) -> tuple[bool, str]:
+    """Compare two expressions by computer algebra, where that is safe.
+
+    Args:
+        answer: the answer as :func:`orthora.rewards.robust.tidy` leaves it.
+        gold: the gold, likewise.
+
+    Returns:
+        Whether they are equal, and why: "symbolically equal", "different", or the guard that
+        refused ("tower of powers", "huge exponent", "words", "percent", ..., "needs the main
+        thread"). A refusal counts as not equal. Blocks for at most three timeouts.
+    """
+    problem = _size_problem(answer) or _size_problem(gold) or _shape_problem(answer, gold)
+    if problem is not None:
+        return False, problem
+    if not hasattr(signal, "setitimer"):
+        return False, "needs POSIX signals"
+    if threading.current_thread() is not threading.main_thread():
+        return False, "needs the main thread"
+    with _alarm_restored():
+        return _math_verify(answer, gold)
+
+
+def gold_of(text: str) -> str:
+    r"""Take the gold answer out of a data set's answer column.
+
+    Args:
+        text: a GSM8K solution, a MATH solution, or the answer itself.
+
+    Returns:
+        What follows the last ``#### `` without commas, else the inside of the last ``\boxed{}``,
+        else the text; stripped.
+
+    Raises:
+        ValueError: there is nothing left.
+    """
+    _, hashes, tail = text.rpartition("#### ")
+    box = None if hashes else last_box(text)
+    gold = tail.replace(",", "").strip() if hashes else (text if box is None else box).strip()
+    if not gold:
+        raise ValueError(f"no gold answer in {text[-80:]!r}; drop the row or repair the column")
+    return gold
+
+
+def math_verdict(response: str, gold: str, *, rule: str = "robust") -> Verdict:
+    """Judge a response to a problem with one mathematical answer.
+
+    Args:
+        response: decoded text of the response.
+        gold: the gold answer, e.g. from :func:`gold_of`.
+        rule: "robust", the default rule of this package, or "dapo", verl's rule for DAPO.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        ValueError: an unknown rule, a response that is not text, or a gold that is empty or not
+            text.
+    """
+    if rule not in RULES:
+        close = difflib.get_close_matches(str(rule), RULES, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(RULES)}"
+        raise ValueError(f"unknown answer rule {rule!r}; {hint}")
+    if not isinstance(gold, str) or not tidy(gold):
+        raise ValueError(f"gold is {gold!r}; pass the answer as text that is not empty, e.g. '25'")
+    if not isinstance(response, str):
+        raise ValueError(f"response is {response!r}; pass decoded text")
+    if rule == "dapo":
+        return dapo_verdict(response, gold)
+    return robust_verdict(response, gold, symbolic=symbolic_equal)

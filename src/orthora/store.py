@@ -1,0 +1,125 @@
+"""Run folders: atomic writes, an append-only metrics log, and what a run was made of.
+
+A run folder holds ``config.toml``, ``environment.json``, ``metrics.jsonl`` (one object per training
+step), ``checkpoints/``, ``adapter/`` (plain PEFT) and ``result.json``.
+"""
+
+import contextlib
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("orthora", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
+
+
+def write_atomic(path: str | Path, text: str) -> Path:
+    """Write ``text`` so that readers see the old file or the whole new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """`write_atomic` of strict JSON: NaN and Inf become null."""
+    return write_atomic(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """``value`` with every NaN or Inf inside dicts and lists replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``path`` if the block succeeds, else vanishes.
+
+    Raises:
+        ValueError: if ``path`` exists and is not an empty folder.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} exists and is not empty; choose another folder, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.exists():
+            path.rmdir()
+        temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def append_metrics(path: str | Path, row: dict[str, Any]) -> None:
+    """Append one JSON line, flushed to the disk, so that a kill loses at most the current step."""
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """All rows of a metrics log.
+
+    Raises:
+        ValueError: naming the file and line that is not JSON.
+    """
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON; remove that line") from error
+    return rows
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """What a run was made of: versions, machine, threads, commit, time (UTC)."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": threads,
+        "git_commit": _git_commit(),
+        **{name: version(name) for name in _PACKAGES},
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the working folder, or None outside a repository or without git."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
