@@ -2,6 +2,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ def test_tokenizer_round_trip_is_exact(loaded):
     prompts = [p.prompt for p in problems("validation", 100, terms=(2, 3, 4, 5))]
     for text in [*prompts, *(p + solution(p) for p in prompts), "Answer: \n\nAnswer: 7=+-"]:
         ids = tokenizer(text)["input_ids"]
+        assert len(ids) == 1 + len(text.replace(ANSWER, "#"))
         assert ids[0] == tokenizer.bos_token_id
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
         assert tokenizer.unk_token_id not in ids
@@ -102,9 +104,9 @@ def test_card_keeps_the_promises_of_the_embedded_model(written):
         assert claim["pass@8"] > 0.8
         assert claim["truncated"] < 0.02
     assert card.readme(written) == (tiny.path() / "README.md").read_text()
-    assert written["pretraining"]["recipe"] == json.loads(
-        json.dumps(pretrain.asdict(pretrain.Recipe()))
-    )
+    recipe = json.loads(json.dumps(asdict(pretrain.Recipe())))
+    assert written["pretraining"]["recipe"] == recipe  # a changed default wants a new model
+    assert written["pretraining"]["steps"] == pretrain.STEPS
 
 
 def test_rule_wants_the_end_and_the_last_answer():
@@ -117,15 +119,6 @@ def test_rule_wants_the_end_and_the_last_answer():
     assert not judge("Answer: 54\nAnswer: 5")
     assert not judge("54")
     assert not judge("Answer: 054")
-
-
-def test_pass_at_k_is_the_unbiased_estimate():
-    assert card.pass_at(8, 0, 16) == 0
-    assert card.pass_at(8, 9, 16) == 1
-    assert card.pass_at(1, 4, 16) == pytest.approx(0.25)
-    assert card.pass_at(2, 2, 4) == pytest.approx(5 / 6)
-    with pytest.raises(ValueError, match="k is 9"):
-        card.pass_at(9, 1, 8)
 
 
 def test_faults_are_told_apart():

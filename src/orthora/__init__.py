@@ -1,0 +1,79 @@
+"""orthora: low-rank adaptation for reinforcement learning with verifiable rewards.
+
+The public API, on one page. Heavy libraries are imported when a name that needs them is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orthora.adapters import adapt as adapt
+    from orthora.adapters import export_plain as export_plain
+    from orthora.config import EvalConfig as EvalConfig
+    from orthora.config import TrainConfig as TrainConfig
+    from orthora.evaluate import EvalResult as EvalResult
+    from orthora.evaluate import evaluate as evaluate
+    from orthora.linalg import bottom_subspace as bottom_subspace
+    from orthora.linalg import top_subspace as top_subspace
+    from orthora.methods import initialize as initialize
+    from orthora.methods import names as methods
+    from orthora.rewards import math_verdict as math_verdict
+    from orthora.stats import pass_at_k as pass_at_k
+    from orthora.train import RunResult as RunResult
+    from orthora.train import train as train
+    from orthora.types import Factors as Factors
+    from orthora.types import Subspace as Subspace
+    from orthora.types import Verdict as Verdict
+
+__version__ = "0.1.0"
+
+_CALLABLE = ("methods", "train", "evaluate")
+_HOME = {
+    "adapt": "adapters",
+    "export_plain": "adapters",
+    "EvalConfig": "config",
+    "TrainConfig": "config",
+    "EvalResult": "evaluate",
+    "bottom_subspace": "linalg",
+    "top_subspace": "linalg",
+    "initialize": "methods",
+    "math_verdict": "rewards",
+    "pass_at_k": "stats",
+    "RunResult": "train",
+    "Factors": "types",
+    "Subspace": "types",
+    "Verdict": "types",
+}
+
+__all__ = [
+    "EvalConfig",
+    "EvalResult",
+    "Factors",
+    "RunResult",
+    "Subspace",
+    "TrainConfig",
+    "Verdict",
+    "__version__",
+    "adapt",
+    "bottom_subspace",
+    "evaluate",
+    "export_plain",
+    "initialize",
+    "math_verdict",
+    "methods",
+    "pass_at_k",
+    "top_subspace",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CALLABLE:
+        return import_module(f"orthora.{name}")
+    if name in _HOME:
+        return getattr(import_module(f"orthora.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'orthora' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -69,7 +69,7 @@ CHARTS: tuple[tuple[str, str, str, bool], ...] = (
 )
 """Quantity, title, vertical axis and whether it is logarithmic, for the charts of a page."""
 
-_RC: dict[str, Any] = {
+_RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "orthora",
     "text.parse_math": False,
@@ -240,7 +240,7 @@ def _draw(axes: Axes, run: Run, runs: Sequence[Run], quantity: str, log: bool, s
         return False
     style = style_of(run, runs)
     if smooth > 1:
-        axes.plot(xs, drawable(raw), color=style.colour, lw=0.7, alpha=0.22)
+        axes.plot(xs, drawable(raw), color=style.colour, lw=0.7, alpha=0.16)
     every = max(1, len(xs) // 6)
     offset = every * runs.index(run) // len(runs)
     axes.plot(

@@ -127,9 +127,7 @@ def write_report(
     """
     runs, out = load_runs(runs_folder), Path(out_path)
     if not runs:
-        raise ValueError(
-            f"{runs_folder} holds no */result.json; give the folder of the run folders"
-        )
+        raise ValueError(f"{runs_folder} holds no */result.json; give the folder of the runs")
     page = _page(runs, title, date or datetime.now(UTC).date().isoformat())
     out.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
@@ -196,7 +194,7 @@ def _metrics(text: str) -> Sequence[Table]:
             for value in row.values():
                 _number(value)
             rows.append({**row, "step": int(row["step"])})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, OverflowError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"line {number} ({line[:40]!r}): {error!r}") from error
     return rows
 
@@ -238,9 +236,9 @@ def _numbers(result: Table) -> dict[str, Any]:
         ("pass_at_1", "interval", "evaluation"),
         ("base", "base_interval", "base_evaluation"),
     ):
-        evaluation = result.get(source) or {}
-        numbers[value] = _number(evaluation.get("pass_at_1"))
-        low, high = (_number(bound) for bound in evaluation.get("interval") or (None, None))
+        evaluation = result.get(source) or {"pass_at_1": None, "interval": None}
+        numbers[value] = _number(evaluation["pass_at_1"])
+        low, high = (_number(bound) for bound in evaluation["interval"] or (None, None))
         whole = low is not None and high is not None and math.isfinite(low + high)
         numbers[interval] = (low, high) if whole else None
     return numbers
@@ -267,7 +265,8 @@ def _pass(value: float | None, interval: Interval | None) -> str:
 def _clear(one: Interval | None, other: Interval | None) -> str:
     if one is None or other is None:
         return "no interval"
-    return "clear" if one[0] > other[1] or one[1] < other[0] else "not clear"
+    (low, high), (floor, roof) = ([round(bound, 3) for bound in pair] for pair in (one, other))
+    return "clear" if low > roof or high < floor else "not clear"  # as printed, to three digits
 
 
 def _change(row: Row) -> str:
@@ -279,14 +278,14 @@ def _change(row: Row) -> str:
 COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("Method", lambda row: row.run.method),
     ("Learning rate", lambda row: _rate(row.run.learning_rate)),
-    ("Seed", lambda row: str(row.run.seed)),
-    ("Status", lambda row: row.run.result["status"]),
     ("Held-out pass@1", lambda row: _pass(row.pass_at_1, row.interval)),
     ("Change vs base", _change),
     ("KL per update", lambda row: _text(row.kl_update, ".3g")),
     ("KL to base", lambda row: _text(row.kl_base, ".3g")),
     ("Peak grad norm", lambda row: _text(row.peak_grad_norm, ".3g")),
     ("Seconds", lambda row: _text(row.seconds, ",.0f")),
+    ("Seed", lambda row: str(row.run.seed)),
+    ("Status", lambda row: row.run.result["status"]),
 )
 """Heading and cell text of the summary, for the terminal and the page alike."""
 
@@ -305,9 +304,8 @@ def _incidents(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         result, label = row.run.result, row.run.label
         if result["status"] != "finished":
-            texts.append(
-                f"{label} {result['status']}: {result.get('reason') or 'no reason given'}."
-            )
+            reason = str(result.get("reason") or "no reason given").rstrip(".")
+            texts.append(f"{label} {result['status']}: {reason}.")
         values = [value for step in row.run.metrics for value in step.values()]
         values += [value for value in row[1:] if not isinstance(value, tuple)]
         broken = sum(value is not None and not math.isfinite(value) for value in values)
@@ -358,9 +356,9 @@ def _best(used: Sequence[Row]) -> str:
     at_rate = {method: value for (method, lr), value in groups.items() if lr == rate}
     top = max(mean for mean, _ in at_rate.values())
     best = [method for method, (mean, _) in at_rate.items() if mean == top]
-    low = at_rate[best[0]][1][0]
+    lead = at_rate[best[0]][1]
     others = [method for method in at_rate if method != best[0]]
-    close = [method for method in others if at_rate[method][1][1] >= low]
+    close = [method for method in others if _clear(lead, at_rate[method][1]) != "clear"]
     apart = [method for method in others if method not in close]
     text = (
         f"At the learning rate {_rate(rate)}, which {shared[rate]} methods share, the highest "
@@ -441,7 +439,8 @@ def _correlation(used: Sequence[Row]) -> str:
 
 
 _CSS = """
-:root{color-scheme:light dark;--ink:#1d2126;--soft:#5a626d;--back:#f6f7f9;--card:#fff;--rule:#d9dde3}
+:root{color-scheme:light dark;--ink:#1d2126;--soft:#5a626d;--back:#f6f7f9;--card:#fff;
+--rule:#d9dde3}
 @media (prefers-color-scheme:dark){
 :root{--ink:#e7eaee;--soft:#a5adb8;--back:#14171b;--card:#1e2228;--rule:#383f48}}
 *{box-sizing:border-box}
@@ -453,46 +452,53 @@ p,li,dd{overflow-wrap:anywhere}.soft,caption,figcaption,dt{color:var(--soft)}
 .prose{max-width:78ch}.prose li{margin:.35rem 0}.prose{padding-left:1.2rem}p.prose{padding-left:0}
 .box{overflow-x:auto;background:var(--card);border:1px solid var(--rule);border-radius:10px}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;padding:.7rem .9rem .4rem;font-size:.88rem}
-th,td{padding:.45rem .9rem;text-align:left;border-top:1px solid var(--rule);white-space:nowrap}
+caption{text-align:left;padding:.7rem .65rem .4rem;font-size:.88rem}
+caption span{display:inline-block;position:sticky;left:.65rem;max-width:calc(100vw - 60px)}
+th,td{padding:.45rem .65rem;text-align:left;border-top:1px solid var(--rule);white-space:nowrap}
 thead th{font-weight:600;color:var(--soft)}tbody th{font-weight:600}
 dl.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(260px,1fr));gap:.5rem 1.5rem;
 margin:0;padding:.9rem;font-size:.9rem}dl.grid dt{font-size:.82rem}dl.grid dd{margin:0}
 dl.grid dt,dl.grid dd{overflow-wrap:anywhere}
-.legend{position:sticky;top:0;z-index:1;display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;margin:0 0 14px;
-padding:.5rem .8rem;list-style:none;background:#fff;color:#1d2126;border:1px solid var(--rule);
-border-radius:10px;font-size:.88rem}
+.legend{position:sticky;top:0;z-index:1;display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;
+margin:0 0 14px;padding:.5rem .8rem;list-style:none;background:#fff;color:#1d2126;
+border:1px solid var(--rule);border-radius:10px;font-size:.88rem}
 .legend li{display:flex;align-items:center;gap:.4rem}.legend svg{width:46px;height:15px;flex:none}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(350px,1fr));gap:14px}
 figure{margin:0;padding:10px 10px 8px;background:#fff;border:1px solid var(--rule);
 border-radius:10px;break-inside:avoid}
-figure svg{display:block;width:100%;height:auto}figure text{font-family:system-ui,sans-serif!important}
+figure svg{display:block;width:100%;height:auto}
+figure text{font-family:system-ui,sans-serif!important}
 figcaption{font-size:.8rem;color:#5a626d;padding:2px 4px}
-details{margin:.5rem 0}summary{cursor:pointer;padding:.4rem 0}h3{font-size:1rem;margin:.8rem 0 .4rem}
+details{margin:.5rem 0}summary{cursor:pointer;padding:.4rem 0}
+h3{font-size:1rem;margin:.8rem 0 .4rem}
 @media (max-width:700px){header,main{padding-left:12px;padding-right:12px}h1{font-size:1.5rem}
-.charts{grid-template-columns:minmax(0,1fr)}.legend{font-size:.78rem;gap:0 .7rem;padding:.35rem .5rem}
-figure{padding:6px 4px}th,td{padding:.4rem .6rem}tbody th{position:sticky;left:0;background:var(--card)}}
+dl.grid{grid-template-columns:repeat(auto-fill,minmax(140px,1fr));gap:.4rem 1rem}
+.charts{grid-template-columns:minmax(0,1fr)}
+.legend{font-size:.78rem;gap:0 .7rem;padding:.35rem .5rem}
+figure{padding:6px 4px}th,td{padding:.4rem .6rem}
+tbody th{position:sticky;left:0;background:var(--card)}}
 @media print{@page{margin:12mm}:root{--ink:#000;--soft:#444;--back:#fff;--card:#fff;--rule:#bbb}
 body{font-size:10.5pt}header,main{padding:0;max-width:none}.legend{position:static}
 .box{overflow:visible}table{font-size:7.6pt}th,td{padding:3px 4px;white-space:normal}
-.charts{display:block;columns:2;column-gap:10px}figure{margin-bottom:10px}
+.charts{grid-template-columns:1fr 1fr;gap:8px}.legend,.box{break-inside:avoid}
+dl.grid{grid-template-columns:repeat(3,1fr);padding:.5rem}.legend{break-after:avoid}
+h2{margin:1.2rem 0 .4rem}.prose{max-width:none}.prose li{margin:.1rem 0}details{margin:0}
 tr,li,dl.grid>div{break-inside:avoid}h2,h3,summary{break-after:avoid}}
 """
 
-_NOTES = (
-    ("KL", "The k3 estimator on the tokens of the rollouts, in nats per token. KL per update is from "
-     "the rollout policy to the updated policy, averaged over the run's steps in the table; KL to "
-     "base is to the base model, at the last step in the table."),
-    ("Held-out pass@1", "Mean share of correct samples over the held-out problems, after training."),
-    ("Interval", "Bootstrap over the held-out problems. It says how much the choice of problems "
-     "moves the number, and nothing of the training seed."),
-    ("Clear", "The two intervals do not overlap. This is a cautious rule: a difference that is not "
-     "clear may still be real."),
-    ("Peak grad norm", "The largest gradient norm of the run."),
-    ("Seconds", "Wall time of the run."),
-    ("Pass rate and reward in the charts", "Measured on the training rollouts of each step, not "
-     "held-out."),
-)  # fmt: skip
+_NOTES = {
+    "KL": "The k3 estimator on the tokens of the rollouts, in nats per token. KL per update: "
+    "rollout policy to updated policy; the table has the mean over the run. KL to base: to the "
+    "base model; the table has the last step.",
+    "Held-out pass@1": "Mean share of correct samples over held-out problems, after training.",
+    "Interval": "Bootstrap over the held-out problems. It says how much the choice of problems "
+    "moves the number, and nothing of the training seed.",
+    "Clear": "The two intervals, as printed, do not overlap. This is a cautious rule: a difference "
+    "that is not clear may still be real.",
+    "Peak grad norm": "The largest gradient norm of the run.",
+    "Seconds": "Wall time of the run.",
+    "Reward and pass rate in the charts": "On the training rollouts of each step, not held-out.",
+}
 
 
 def _pairs(table: Table) -> str:
@@ -515,8 +521,8 @@ def _summary_html(rows: Sequence[Row]) -> str:
         body += f'<tr><th scope="row">{first}</th>{cells}</tr>\n'
     return (
         '<div class="box" role="region" aria-label="Summary table" tabindex="0"><table>'
-        "<caption>One row per run. Brackets: interval; clear: the intervals do not overlap."
-        f"</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
+        "<caption><span>One row per run. Brackets: interval; clear: the intervals do not overlap."
+        f"</span></caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
     )
 
 
@@ -526,7 +532,7 @@ def _charts_html(runs: Sequence[RunView]) -> str:
         return '<p class="soft">No run recorded a training step.</p>'
     missing = [run.label for run in runs if not run.metrics]
     note = f'<p class="soft">No steps recorded: {escape(_names(missing))}.</p>' if missing else ""
-    smooth = max(1, max(len(run.metrics) for run in drawn) // 20)
+    smooth = max(1, max(len(run.metrics) for run in drawn) // 12)
     charts = "\n".join(chart_html(drawn, *chart, smooth) for chart in CHARTS)
     return f'{note}<ul class="legend">{legend_html(drawn)}</ul>\n<div class="charts">{charts}</div>'
 
@@ -556,7 +562,7 @@ def _page(runs: Sequence[RunView], title: str, date: str) -> str:
         ("Findings", _list(findings(runs))),
         ("Summary", _summary_html(summary_rows(runs))),
         ("Training curves", _charts_html(runs)),
-        ("How the numbers are defined", _pairs(dict(_NOTES))),
+        ("How the numbers are defined", _pairs(_NOTES)),
         ("Runs in detail", "\n".join(map(_run_html, runs))),
     )
     main = "\n".join(f"<section><h2>{name}</h2>\n{body}</section>" for name, body in sections)

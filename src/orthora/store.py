@@ -18,7 +18,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("orthora", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
+from orthora import __version__
+
+_PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
 
 
 def write_atomic(path: str | Path, text: str) -> Path:
@@ -110,6 +112,7 @@ def environment(threads: int) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "threads": threads,
         "git_commit": _git_commit(),
+        "orthora": __version__,
         **{name: version(name) for name in _PACKAGES},
     }
 

@@ -66,7 +66,7 @@ def adapt(
     frozen, instead of subtracting from W. So the start is exact in every dtype, and
     ``disable_adapter()`` is the pretrained model for every method. ``save_pretrained`` on the
     result writes plain PEFT LoRA (rank 2r for anchored methods). A fused projection (Phi's
-    ``qkv_proj``) is one matrix and gets one adapter. Factors are float32, whatever the base's dtype.
+    ``qkv_proj``) is one matrix and gets one adapter. Factors are float32 over any base dtype.
 
     Args:
         model: a transformers model with loaded weights.
@@ -150,8 +150,8 @@ def _refuse_unfit(model: PreTrainedModel, targets: str | list[str]) -> None:
     fused = [name for name, p in model.named_parameters() if p.ndim == 3 and "expert" in name]
     if fused and targets == "all-linear":
         raise ValueError(
-            f"the model has {len(fused)} fused expert tensors, e.g. {fused[0]!r}, which LoRA layers "
-            "can't wrap and 'all-linear' would silently skip; name the modules to adapt, e.g. "
+            f"the model has {len(fused)} fused expert tensors, e.g. {fused[0]!r}, which LoRA "
+            "layers can't wrap and 'all-linear' would silently skip; name the modules, e.g. "
             "target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj']"
         )
 
@@ -199,8 +199,8 @@ def _check_layers(layers: dict[str, BaseTunerLayer], rank: int, targets: str | l
     if odd:
         kind = type(layers[odd[0]].get_base_layer()).__name__
         raise ValueError(
-            f"{odd[0]!r} is a {kind}; orthora starts adapters on linear layers only, take it out of "
-            "target_modules"
+            f"{odd[0]!r} is a {kind}; orthora starts adapters on linear layers only, take it out "
+            "of target_modules"
         )
     wanted = [targets] if isinstance(targets, str) else list(targets)
     if not isinstance(targets, str):
@@ -216,7 +216,8 @@ def _check_layers(layers: dict[str, BaseTunerLayer], rank: int, targets: str | l
         limit = min(min(shapes[name]) for name in small)
         raise ValueError(
             f"rank {rank} does not fit {len(small)} modules, e.g. {small[0]!r} of shape "
-            f"{shapes[small[0]]}; use a rank of at most {limit}, or leave them out of target_modules"
+            f"{shapes[small[0]]}; use a rank of at most {limit}, or leave them out of "
+            "target_modules"
         )
 
 

@@ -1,9 +1,9 @@
 """PEFT linear layers with an anchor: h = W x + s (B A - B0 A0) x.
 
-A subclass of PEFT's own LoRA layer, hung in through ``LoraConfig``'s custom-module hook. The anchor
-belongs to the adapter name, next to ``lora_A`` and ``lora_B`` but outside ``adapter_layer_names``, so
-that nothing that re-activates adapters can make it trainable, and a library that copies an adapter
-parameter by parameter (TRL's frozen ``ref``) copies its anchor with it.
+A subclass of PEFT's own LoRA layer, hung in through ``LoraConfig``'s custom-module hook. The
+anchor belongs to the adapter name, next to ``lora_A`` and ``lora_B`` but outside
+``adapter_layer_names``: nothing that re-activates adapters can make it trainable, and a library
+that copies an adapter parameter by parameter (TRL's frozen ``ref``) copies its anchor with it.
 """
 
 from typing import Any

@@ -19,6 +19,7 @@ from torch import Tensor
 from orthora.adapters.layers import AnchoredLinear
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+_ANCHOR_A, _ANCHOR_B = ".anchor_A.weight", ".anchor_B.weight"
 
 
 class _Anchored(PeftModel):
@@ -86,14 +87,18 @@ def plain_tensors(
         ``<module>.lora_A.weight`` (2r, n) and ``<module>.lora_B.weight`` (m, 2r) per module.
     """
     state = dict(state_dict) if state_dict is not None else dict(model.state_dict())
+    own = cast(
+        dict[str, Tensor],
+        get_peft_model_state_dict(model, state_dict=state, adapter_name=adapter),
+    )
     tensors: dict[str, Tensor] = {}
-    own = get_peft_model_state_dict(model, state_dict=state, adapter_name=adapter)
-    for key, value in cast(dict[str, Tensor], own).items():
-        path, suffix = key.rsplit(".lora_", 1)
-        anchor = state.get(f"{path}.anchor_{suffix[0]}.{adapter}.weight")
-        if anchor is not None:
-            sign, axis = (1.0, 0) if suffix[0] == "A" else (-1.0, 1)
-            value = torch.cat([value, sign * anchor.to(value)], dim=axis)
+    for key, value in own.items():
+        if key.endswith((_ANCHOR_A, _ANCHOR_B)):
+            continue
+        if key.endswith(_A) and (anchor := own.get(key.replace(_A, _ANCHOR_A))) is not None:
+            value = torch.cat([value, anchor.to(value)], dim=0)
+        elif key.endswith(_B) and (anchor := own.get(key.replace(_B, _ANCHOR_B))) is not None:
+            value = torch.cat([value, -anchor.to(value)], dim=1)
         tensors[key] = value.detach().cpu().contiguous().clone()
     return tensors
 
@@ -127,8 +132,8 @@ def restore(model: PeftModel, adapter: str, tensors: Mapping[str, Tensor]) -> No
         r = layer.r[adapter]
         if A.shape != (2 * r, layer.in_features) or B.shape != (layer.out_features, 2 * r):
             raise ValueError(
-                f"{name}: saved factors {tuple(A.shape)}, {tuple(B.shape)} are not the rank-{2 * r} "
-                f"form of this rank-{r} adapter; use the rank of the run that wrote it"
+                f"{name}: saved factors {tuple(A.shape)}, {tuple(B.shape)} are not the rank "
+                f"{2 * r} form of this rank {r} adapter; use the rank of the run that wrote it"
             )
         with torch.no_grad():
             layer.lora_A[adapter].weight.copy_(A[:r])

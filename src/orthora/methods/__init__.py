@@ -9,3 +9,6 @@ from orthora.methods.registry import Method as Method
 from orthora.methods.registry import get as get
 from orthora.methods.registry import initialize as initialize
 from orthora.methods.registry import names as names
+from orthora.callable_module import make_callable
+
+make_callable(__name__, names)

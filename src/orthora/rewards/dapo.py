@@ -38,11 +38,15 @@ _WORDS_AFTER_DOTS = (
     "sue points feet minutes digits cents degrees cm gm pounds meters meals edges students "
     "childrentickets multiples"
 )
-_SCRAPS = (
-    (r"\text{s}", r"\text{.}", "\\text{\ns}", r"\text{}^2", r"\text{}^3", "\\text{\n}", r"\text{}")
-    + (r"\mathrm{th}", r"^\circ", r"^{\circ}", r"\;", r",\!", "{,}", '"', r"\dots")
-)  # fmt: skip
-_DELETED = (*_WORDS_BEFORE_DOTS.split(), r"\ldots", *_WORDS_AFTER_DOTS.split(), *_SCRAPS)
+_TEXT_SCRAPS = (r"\text{s}", r"\text{.}", "\\text{\ns}", r"\text{}^2", r"\text{}^3", "\\text{\n}")
+_SCRAPS = (r"\text{}", r"\mathrm{th}", r"^\circ", r"^{\circ}", r"\;", r",\!", "{,}", '"', r"\dots")
+_DELETED = (
+    *_WORDS_BEFORE_DOTS.split(),
+    r"\ldots",
+    *_WORDS_AFTER_DOTS.split(),
+    *_TEXT_SCRAPS,
+    *_SCRAPS,
+)
 
 _REWRITTEN = (
     (re.compile(r".*?\$(.*?)\$.*"), r"$\1$"),
@@ -96,7 +100,9 @@ def dapo_verdict(response: str, gold: str) -> Verdict:
 
     Only the last 300 characters count. The last ``answer:`` marker (any case) wins; both sides are
     normalised and compared as strings. Where there is no marker, the last ``\boxed{}`` of the last
-    100 characters is compared with the gold as it stands, without normalisation.
+    100 characters is compared with the gold as it stands, without normalisation. (verl before
+    August 2026 had no box step; here a missing answer is never right, while verl's placeholder
+    "[INVALID]" equals a gold of that text.)
 
     Args:
         response: decoded text of the response. Stop tokens are the caller's to remove: verl does

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from itertools import accumulate
 
 from orthora.rewards.dapo import dapo_verdict
 from orthora.rewards.robust import last_box, robust_verdict, tidy
@@ -23,21 +24,26 @@ RULES = ("robust", "dapo")
 MAX_SYMBOLIC = 200
 """Characters of the longest answer or gold that computer algebra is asked about."""
 MAX_POWER = 1_000
-"""Largest exponent, and largest product of nested exponents, that computer algebra is given."""
+"""Largest exponent that computer algebra is given."""
+MAX_NESTED_POWER = 10_000
+"""Largest product of the exponents where powers are raised to powers."""
 MAX_FACTORIAL = 100
 """Largest number under a factorial or a binomial."""
+MAX_NESTING = 15
+"""Deepest nesting of brackets that computer algebra is given."""
 TIMEOUT = 2
 """Seconds for each of parsing the gold, parsing the answer, and comparing them."""
 
+_NESTING = {**dict.fromkeys("([{", 1), **dict.fromkeys(")]}", -1)}
 _HEAVY = re.compile(r"\\(?:sum|prod|int|oint|lim|bmod|pmod|mod|Gamma|zeta|det)(?![A-Za-z])")
-_CODE = re.compile(r"__|[\"'`@#;?&]|(?<![A-Za-z])lambda(?![A-Za-z])")
+_CODE = re.compile(r"__|[\"'`@#?]|(?<![A-Za-z])lambda(?![A-Za-z])")
 _ORDER = re.compile(r"[<>≤≥≠]|\\(?:lt|le|leq|gt|ge|geq|ne|neq)(?![A-Za-z])")
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
-_LATEX_WORDS = frozenset("matrix pmatrix bmatrix vmatrix array cases sin cos tan log ln pi".split())
+_LATEX_WORDS = "matrix pmatrix bmatrix vmatrix array cases sin cos tan log ln pi"
 _LIST = re.compile(r",|;|\\pm|\\cup|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 _EXPONENT = re.compile(r"(?:\^|\*\*) ?")
-_FACTORIAL = re.compile(r"([0-9]*|[^0-9 ]) ?!")
-_BINOMIAL = re.compile(r"\\[dt]?binom ?\{([^{}]*)\}|\\choose")
+_FACTORIAL = re.compile(r"([0-9]+|[^0-9 ]|^) ?!(?!=)(?! ?!)|(?<=!) ?!")
+_BINOMIAL = re.compile(r"\\[dt]?(?:binom ?\{([^{}]*)\}|choose)")
 
 
 def _group(text: str, start: int) -> str:
@@ -66,7 +72,7 @@ def _power_problem(text: str) -> str | None:
             return "huge exponent"
         product *= max(sizes, default=1) or 1
         nested |= text[: power.start()].rstrip()[-1:] in (")", "}", "]")
-    return "tower of powers" if nested and product > MAX_POWER**2 else None
+    return "tower of powers" if nested and product > MAX_NESTED_POWER else None
 
 
 def _size_problem(text: str) -> str | None:
@@ -75,12 +81,11 @@ def _size_problem(text: str) -> str | None:
         return "too long for symbolic comparison"
     if _HEAVY.search(text):
         return "unevaluated operator"
-    for base in _FACTORIAL.findall(text):
-        if len(base) > 3 or (base.isdigit() and int(base) > MAX_FACTORIAL) or base in (")", "}", "!"):
+    for base in (*_FACTORIAL.findall(text), *_BINOMIAL.findall(text)):
+        if not re.fullmatch("[0-9]{1,3}", base) or int(base) > MAX_FACTORIAL:
             return "huge factorial"
-    for top in _BINOMIAL.findall(text):
-        if not top.strip().isdigit() or len(top) > 3 or int(top) > MAX_FACTORIAL:
-            return "huge factorial"
+    if max(accumulate(_NESTING.get(letter, 0) for letter in text), default=0) > MAX_NESTING:
+        return "nested too deep"
     return _power_problem(text)
 
 
@@ -92,7 +97,9 @@ def _shape_problem(answer: str, gold: str) -> str | None:
         return "percent"
     if _ORDER.search(answer) and not _ORDER.search(gold):
         return "relation"
-    known = _LATEX_WORDS | set(_WORD.findall(gold)) | ({"and", "or"} if _LIST.search(gold) else set())
+    known = {*_LATEX_WORDS.split(), *_WORD.findall(gold)}
+    if _LIST.search(gold):
+        known |= {"and", "or"}
     letters = {letter for word in _WORD.findall(gold) or gold.split() for letter in word}
     for word in _WORD.findall(answer):
         if word not in known and not (len(word) <= 3 and set(word) <= letters):

@@ -1,17 +1,11 @@
-r"""The default answer rule: one final answer, compared exactly, then handed on if it is not a number.
+r"""The default answer rule: one final answer, compared as text, as a number, then symbolically.
 
-The steps, each of which may end the matter:
-
-1. reasoning between think tags and everything after a stop token is dropped;
-2. one answer is taken: the last ``Answer:`` line, else the last balanced ``\boxed{}``, else the last
-   ``#### `` line, else there is no answer;
-3. shapes that grade well for the wrong reason (``4=5``, a shotgun of answers, invisible characters)
-   are refused, with the reason in the verdict;
-4. strings are compared after normalisation, then numbers as exact rationals;
-5. what is left (surds, tuples, polynomials) goes to ``symbolic``, which the caller supplies.
-
-Steps 1 to 4 use string operations and :class:`fractions.Fraction` only: no model output is evaluated.
-The traps behind each rule are those that were measured on Math-Verify 0.9.0 and verl's scorers.
+Reasoning between think tags and what follows a stop token is dropped, and one answer is taken: the
+last ``Answer:`` line, else the last balanced ``\boxed{}``, else the last ``#### `` line. Shapes
+that grade well for the wrong reason (``4=5``, answer shotguns, invisible characters) are refused.
+Strings are compared after normalisation, then numbers as exact rationals; what is left (surds,
+tuples, polynomials) goes to ``symbolic``, which the caller supplies. Nothing here evaluates model
+output. The traps behind the rules were measured on Math-Verify 0.9.0 and on verl's scorers.
 """
 
 import re
@@ -36,16 +30,14 @@ _STOP = re.compile(
     r"|</?s>|<eos>|<pad>|<end_of_turn>|<｜end▁of▁sentence｜>"
 )
 _MARKER = re.compile(r"(?<![A-Za-z])answer[*_`\s]{0,8}[:：]", re.IGNORECASE)
-_BOILERPLATE = re.compile(
-    r"(?:the (?:final )?answer is:?\s)?(.*?)(?:\sI hope it is correct\.?)?\s*", re.IGNORECASE | re.S
-)
+_FRAME = re.compile(r"(?is)(?:the (?:final )?answer is:?\s)?(.*?)(?:\sI hope it is correct\.?)?\s*")
 _HASHES = re.compile(r"####[ \t:]*([^\n]+)")
 _BRACES = re.compile(r"(\\{1,3}(?:boxed|fbox)\s{0,4}\{)|\\.|[{}]", re.DOTALL)
 
+_SPELLED = str.maketrans({**dict.fromkeys("−–﹣－", "-"), "×": r"\times ", "²": "^2", "³": "^3"})
 _TIDIED = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
-        (r"[−–﹣－]", "-"),
         (r"\\\$|(?<!\\)\$|(?<!\\)\\[()\[\]]", ""),
         (r",\\!\s*|\{,\}", ","),
         (r"(?<!\\)\\!|\\(?:left|right|displaystyle)(?![A-Za-z])|\^\{? ?\\circ ?\}?|°", ""),
@@ -55,16 +47,9 @@ _TIDIED = tuple(
         (r"\\frac ?([0-9A-Za-z])(?=\{)", r"\\frac{\1}"),
         (r"\\frac ?(\{[^{}]*\}) ?([0-9A-Za-z])", r"\\frac\1{\2}"),
         (r"\\sqrt ?([0-9A-Za-z])", r"\\sqrt{\1}"),
-        (r"×", r"\\times "),
-        (r"\\%", "%"),
-        (r"²", "^2"),
-        (r"³", "^3"),
     )
 )
-_WRAPPED = re.compile(
-    r"\\(?:text|mbox|textbf|textit|textnormal|textrm|mathrm|mathbf|boxed|operatorname)"
-    r" ?\{([^{}]*)\}"
-)
+_WRAPPED = re.compile(r"\\(?:text[a-z]*|mbox|mathrm|mathbf|boxed|operatorname) ?\{([^{}]*)\}")
 
 _INT = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]+)"
 _DECIMAL = rf"(?:{_INT}(?:\.[0-9]*)?|\.[0-9]+)"
@@ -77,10 +62,10 @@ _PLAIN = re.compile(
 )
 _PERCENT = re.compile(r" ?(?:%|percent\b|percentage\b|pct\b)\.?$", re.IGNORECASE)
 _UNIT = re.compile(r"(.*?[0-9.})]) ?((?:[A-Za-z]{2,20}\.? ?){1,4}(?:\^\{?[23]\}?)?)")
-_NOT_UNITS = frozenset(
+_NOT_UNITS = (
     "hundred thousand million billion trillion dozen half halves third thirds quarter quarters "
-    "fourths fifths tenths hundredths thousandths pair pairs score pi sqrt sin cos tan log ln exp "
-    "mod squared cubed over divided minus plus times and or not root factorial percent pct".split()
+    "tenths hundredths thousandths score pi sqrt sin cos tan log ln exp mod squared cubed "
+    "over divided minus plus times or and not root factorial percent percentage pct"
 )
 
 _RELATION = re.compile(r"(?<![<>!])=|\\approx|≈|\\equiv|\\in(?![A-Za-z])|∈")
@@ -140,7 +125,7 @@ def _line_after(text: str, start: int) -> str:
         if rest.startswith(opener):
             end = max(rest.find(closer, 2), 0)
     line = rest[: max(rest.find("\n", end), 0) or len(rest)]
-    match = _BOILERPLATE.fullmatch(line.strip(_EDGES))
+    match = _FRAME.fullmatch(line.strip(_EDGES))
     return match[1] if match else line
 
 
@@ -151,9 +136,8 @@ def extract(response: str) -> tuple[str | None, str]:
         response: decoded text of the response, with or without stop tokens.
 
     Returns:
-        The answer as it stands and "", or None and the reason: "no answer" (nothing marked, or a
-        think tag that was never closed), "answer shotgun" (more than three different
-        ``Answer:`` lines).
+        The answer as it stands and "", or None and the reason: "no answer" (none marked, or a think
+        tag never closed) or "answer shotgun" (more than three different ``Answer:`` lines).
     """
     text = _final_text(response)
     lines = [_line_after(text, marker.end()) for marker in _MARKER.finditer(text)]
@@ -177,9 +161,10 @@ def tidy(text: str) -> str:
         text: an answer or a gold.
 
     Returns:
-        The text without math delimiters, LaTeX spacing, degree signs, emphasis and final
-        punctuation, with ASCII minus signs and braced ``\frac`` and ``\sqrt``. ``\text{}`` stays.
+        The text without math delimiters, LaTeX spacing, degree signs, emphasis and final full
+        stop, with ASCII minus signs and braced ``\frac`` and ``\sqrt``. ``\text{}`` stays.
     """
+    text = text.translate(_SPELLED).replace(r"\%", "%")
     for pattern, new in _TIDIED:
         text = pattern.sub(new, text)
     return text.strip(" *_`\"'“”").rstrip(" .,;:*_`\"'“”")
@@ -232,16 +217,16 @@ def _decimal(digits: str) -> Fraction:
 def _split_unit(text: str) -> tuple[str, str]:
     """Split trailing unit words off; number words and operators are not units."""
     match = _UNIT.fullmatch(text)
-    if match is None or _NOT_UNITS & set(re.findall("[a-z]+", match[2].lower())):
+    words = set(re.findall("[a-z]+", match[2].lower())) if match else set()
+    if match is None or not words.isdisjoint(_NOT_UNITS.split()):
         return text, ""
     return match[1].strip(), match[2].strip(" .").lower()
 
 
 def _same_number(answer: str, gold: str) -> bool | None:
     """Compare as numbers with percent signs and units; None where either is not a number."""
-    (answer_text, answer_unit), (gold_text, gold_unit) = map(
-        _split_unit, (_unwrapped(answer), _unwrapped(gold))
-    )
+    answer_text, answer_unit = _split_unit(_unwrapped(answer))
+    gold_text, gold_unit = _split_unit(_unwrapped(gold))
     answer_percent, gold_percent = _PERCENT.search(answer_text), _PERCENT.search(gold_text)
     value = rational(_PERCENT.sub("", answer_text))
     wanted = rational(_PERCENT.sub("", gold_text))
@@ -274,20 +259,18 @@ def _sides(answer: str, gold: str) -> tuple[str, str] | None:
 
 def _compare(answer: str, gold: str, symbolic: Symbolic) -> tuple[bool, str]:
     """Compare two tidied texts: as strings, as numbers, then by ``symbolic``."""
-    if _key(answer) == _key(gold):
-        return True, "exact"
-    sides = _sides(answer, gold)
-    if sides is None:
-        return False, "equation chain"
-    answer, gold = sides
-    if _key(answer) == _key(gold):
-        return True, "exact"
+    for sides in ((answer, gold), _sides(answer, gold)):
+        if sides is None:
+            return False, "equation chain"
+        answer, gold = sides
+        if _key(answer) == _key(gold):
+            return True, "exact"
     same = _same_number(answer, gold)
     if same is not None:
         return same, "equal numbers" if same else "different number"
     head, unit = _split_unit(_unwrapped(answer))
     if unit and not _split_unit(_unwrapped(gold))[1]:
-        answer = head
+        return symbolic(head, gold)
     return symbolic(answer, gold)
 
 
@@ -312,9 +295,5 @@ def robust_verdict(response: str, gold: str, *, symbolic: Symbolic) -> Verdict:
     tidied = tidy(answer)
     if not _key(tidied):
         return Verdict(False, None, "no answer")
-    return Verdict(*_verdict_parts(tidied, tidy(gold), symbolic))
-
-
-def _verdict_parts(answer: str, gold: str, symbolic: Symbolic) -> tuple[bool, str, str]:
-    correct, reason = _compare(answer, gold, symbolic)
-    return correct, answer, reason
+    correct, reason = _compare(tidied, tidy(gold), symbolic)
+    return Verdict(correct, tidied, reason)

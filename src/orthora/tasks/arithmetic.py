@@ -88,7 +88,9 @@ def parse(prompt: str) -> Chain:
     if not _PROMPT.fullmatch(prompt):
         raise ValueError(f"prompt {prompt!r} is not a chain; write numbers as in '47+25-18='")
     first = int(re.split("[+-]", prompt, maxsplit=1)[0])
-    pairs = tuple((cast(Sign, s), int(y)) for s, y in _OPERATION.findall(prompt))
+    pairs: tuple[tuple[Sign, int], ...] = tuple(
+        (cast(Sign, s), int(y)) for s, y in _OPERATION.findall(prompt)
+    )
     total = first
     for sign, operand in pairs:
         total = apply(total, sign, operand)

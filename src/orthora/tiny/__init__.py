@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
 
 def path() -> Path:
@@ -23,7 +23,7 @@ def path() -> Path:
 
 def load(
     dtype: "torch.dtype | None" = None, folder: Path | None = None
-) -> "tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]":
+) -> "tuple[Qwen2ForCausalLM, Qwen2Tokenizer]":
     """Load a tiny model and its tokenizer, without network access.
 
     Args:
@@ -38,7 +38,7 @@ def load(
     """
     # Here and not above: naming the folder must not cost the seconds that these imports take.
     import torch
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
     folder = folder or path()
     if not (folder / "model.safetensors").is_file():
@@ -48,5 +48,5 @@ def load(
     model = Qwen2ForCausalLM.from_pretrained(
         folder, dtype=torch.float32 if dtype is None else dtype, local_files_only=True
     )
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
     return model.eval(), tokenizer

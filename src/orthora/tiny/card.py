@@ -1,13 +1,10 @@
-"""Measure the embedded model and write its card: ``python -m orthora.tiny.card``.
+"""Measure the embedded model, write its ``card.json`` and ``README.md``.
 
-Every number of ``card.json`` and ``README.md`` is measured here or read from the record that the
-pretraining left beside the weights.
+Every number of both files is measured here or read from the pretraining's own record.
 """
 
 import argparse
 import json
-import math
-import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +12,19 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from orthora.stats import bootstrap_interval, pass_at_k
 from orthora.tasks.arithmetic import Sign, apply, carries, problems
 from orthora.tiny import load, path
+from orthora.tiny.network import EOS
 from orthora.types import Problem
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
 NEW_TOKENS = 64
 MEASURED = 256
 SAMPLES = 16
 PASSES = 8
-RESAMPLES = 2000
 MIXTURES = {"3": (3,), "4": (4,), "3 and 4": (3, 4)}
 
 _LINE = re.compile(r"([0-9]+)([+-])([0-9]+)=([0-9]+)")
@@ -64,7 +62,7 @@ def is_correct(response: Response, gold: str) -> bool:
 @torch.no_grad()
 def respond(
     model: "Qwen2ForCausalLM",
-    tokenizer: "PreTrainedTokenizerFast",
+    tokenizer: "Qwen2Tokenizer",
     tasks: list[Problem],
     samples: int,
     *,
@@ -87,7 +85,7 @@ def respond(
     width = inputs["input_ids"].shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
-        ids = model.generate(
+        ids = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
             **inputs,
             do_sample=seed is not None,
             num_return_sequences=samples,
@@ -97,47 +95,11 @@ def respond(
     return [flat[i : i + samples] for i in range(0, len(flat), samples)]
 
 
-def _response(tokenizer: "PreTrainedTokenizerFast", row: list[int]) -> Response:
+def _response(tokenizer: "Qwen2Tokenizer", row: list[int]) -> Response:
     """Cut one row of generated ids at its first ``<eos>``."""
-    end = tokenizer.eos_token_id
-    ended = end in row
-    kept = row[: row.index(end)] if ended else row
-    return Response(tokenizer.decode(kept), len(kept) + ended, ended)
-
-
-def pass_at(k: int, correct: int, samples: int) -> float:
-    """Estimate without bias the chance that one of k samples is correct.
-
-    Args:
-        k: how many samples are looked at, at most ``samples``.
-        correct: how many of the samples were correct.
-        samples: how many were drawn.
-
-    Returns:
-        ``1 - C(samples - correct, k) / C(samples, k)``.
-
-    Raises:
-        ValueError: if k exceeds the samples.
-    """
-    if k > samples:
-        raise ValueError(f"k is {k} with {samples} samples; draw at least k")
-    return 1 - math.comb(samples - correct, k) / math.comb(samples, k)
-
-
-def interval(values: list[float], *, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap a 95 % interval of a mean over problems.
-
-    Args:
-        values: one value per problem.
-        seed: seed of the resampling.
-
-    Returns:
-        The 2.5 and 97.5 % quantiles of the resampled means.
-    """
-    rng = random.Random(seed)
-    n = len(values)
-    means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(RESAMPLES))
-    return means[round(0.025 * RESAMPLES)], means[round(0.975 * RESAMPLES) - 1]
+    ended = EOS in row
+    kept = row[: row.index(EOS)] if ended else row
+    return Response(str(tokenizer.decode(kept)), len(kept) + ended, ended)
 
 
 def faults(responses: list[Response]) -> dict[str, float]:
@@ -173,7 +135,7 @@ def faults(responses: list[Response]) -> dict[str, float]:
 
 def measure(
     model: "Qwen2ForCausalLM",
-    tokenizer: "PreTrainedTokenizerFast",
+    tokenizer: "Qwen2Tokenizer",
     tasks: list[Problem],
     *,
     samples: int = SAMPLES,
@@ -202,8 +164,8 @@ def measure(
         "problems": len(tasks),
         "samples": samples,
         "pass@1": sum(rates) / len(rates),
-        "pass@1_interval": interval(rates, seed=seed),
-        f"pass@{PASSES}": sum(pass_at(PASSES, h, samples) for h in hits) / len(hits),
+        "pass@1_interval": bootstrap_interval(rates, seed=seed),
+        f"pass@{PASSES}": sum(pass_at_k(samples, h, PASSES) for h in hits) / len(hits),
         "greedy": sum(is_correct(g, t.answer) for (g,), t in zip(greedy, tasks, strict=True))
         / len(tasks),
         "truncated": sum(not r.ended for r in flat) / len(flat),
@@ -261,9 +223,8 @@ def readme(card: dict) -> str:
     rows = [header, ["---"] * len(header)]
     for name, m in card["measured"].items():
         low, high = m["pass@1_interval"]
-        rates = [m["greedy"], m["truncated"]]
         row = [name, f"{m['pass@1']:.3f} ({low:.3f}..{high:.3f})", f"{m[f'pass@{PASSES}']:.3f}"]
-        row += [f"{x:.3f}" for x in rates] + [f"{m['tokens']:.1f}"]
+        row += [f"{m['greedy']:.3f}", f"{m['truncated']:.3f}", f"{m['tokens']:.1f}"]
         keys = ("guessed", "carry_step_right", "plain_step_right")
         rows.append(row + [f"{m['faults'][key]:.2f}" for key in keys])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -280,8 +241,8 @@ in {made["seconds"]:.0f} s, from demonstrations of the train split only. Measure
 
 {table}
 
-Each row: {one["problems"]} problems, {one["samples"]} samples per problem; the interval is a
-bootstrap over problems. Rule: {card["rule"]}.
+Each row: {one["problems"]} problems, {one["samples"]} samples per problem, intervals by bootstrap.
+Rule: {card["rule"]}.
 """
 
 
@@ -293,9 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m orthora.tiny.card", description=__doc__)
     parser.add_argument("--model", type=Path, default=path(), help="folder (the embedded model)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)  # as in the pretraining, for figures that repeat
     card = build_card(options.model)
     (options.model / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     (options.model / "README.md").write_text(readme(card))

@@ -3,42 +3,47 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 PAD, BOS, EOS, UNK = range(4)
 ANSWER = "Answer: "
 SYMBOLS = (*"0123456789+-=\n", ANSWER)
+BYTE_NEWLINE = "Ċ"  # how byte-level vocabularies write a newline
+CONTEXT = 256  # tokens; the longest problem with its solution takes 56
 
 
-def build_tokenizer() -> "PreTrainedTokenizerFast":
+def build_tokenizer() -> "Qwen2Tokenizer":
     """Build the tokenizer: one token per character, but ``Answer: `` stays whole.
+
+    The class is Qwen2's own, byte pairs without any merge, because ``AutoTokenizer`` forces that
+    class on every Qwen2 model and rebuilds its parts, whatever the folder says.
 
     Returns:
         A tokenizer that prepends ``<bos>``, pads on the left, and restores every text of the
-        task's alphabet exactly when it decodes.
+        task's alphabet exactly when it decodes. Qwen2's class drops characters that the alphabet
+        lacks: letters and spaces outside ``Answer: `` leave no token.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import AddedToken, processors
+    from transformers import Qwen2Tokenizer
 
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *SYMBOLS))}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{ANSWER}|[\s\S]"), behavior="isolated")
-    core.decoder = decoders.Fuse()
-    core.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", BOS)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
+    alphabet = (symbol.replace("\n", BYTE_NEWLINE) for symbol in SYMBOLS if symbol != ANSWER)
+    tokenizer = Qwen2Tokenizer(
+        vocab={token: i for i, token in enumerate((*SPECIAL, *alphabet))},
+        merges=[],
         pad_token="<pad>",
         bos_token="<bos>",
         eos_token="<eos>",
         unk_token="<unk>",
         padding_side="left",
-        model_max_length=256,
+        model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
     )
+    tokenizer.add_tokens([AddedToken(ANSWER, normalized=False)])  # pyright: ignore[reportArgumentType]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", BOS)]
+    )
+    return tokenizer
 
 
 def build_model() -> "Qwen2ForCausalLM":
@@ -57,7 +62,7 @@ def build_model() -> "Qwen2ForCausalLM":
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=256,
+        max_position_embeddings=CONTEXT,
         tie_word_embeddings=False,
         bos_token_id=BOS,
         eos_token_id=EOS,

@@ -25,12 +25,12 @@ from orthora.tasks.arithmetic import answer, apply, carries, draw, parse
 from orthora.tiny.network import ANSWER, EOS, PAD, build_model, build_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM, Qwen2Tokenizer
 
 GUESS_OFFSETS = (-20, -11, -10, -9, -2, -1, 1, 2, 9, 10, 11, 20)
 SLIP_OFFSETS = (-2, -1, 1, 2)
 IGNORED = -100  # the label that cross_entropy skips
-STEPS = 1000
+STEPS = 1600
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _within(value: int) -> int:
 
 
 def _batch(
-    tokenizer: "PreTrainedTokenizerFast", rng: random.Random, recipe: Recipe
+    tokenizer: "Qwen2Tokenizer", rng: random.Random, recipe: Recipe
 ) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
     """Draw demonstrations of the train split: token ids padded right, labels on responses only."""
     prompts = [
@@ -220,7 +220,7 @@ def save(result: Pretrained, out: Path, record: dict[str, object]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        result.model.to(torch.bfloat16).save_pretrained(part)
+        result.model.bfloat16().save_pretrained(part)
         build_tokenizer().save_pretrained(part)
         (part / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
         for file in part.iterdir():

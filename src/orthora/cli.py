@@ -1,0 +1,241 @@
+"""The command line: ``orthora methods | train | eval | export | demo | report``."""
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+HELP = """orthora: low-rank adaptation for reinforcement learning with verifiable rewards
+
+  orthora methods                          list the initialisations
+  orthora train --config FILE [--key ...]  train an adapter; presets: tiny, paper
+  orthora eval  --config FILE [--key ...]  sample, verify, report pass@k with intervals
+  orthora export --run RUN --out DIR       write a run's adapter as plain PEFT
+  orthora demo                             compare five initialisations on the embedded model
+  orthora report --runs DIR                print the table of a folder of runs, write its page
+
+orthora COMMAND --help explains a command."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the console script; user errors are one line on stderr and exit code 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        from orthora import __version__
+
+        print(f"orthora {__version__}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    try:
+        if command not in COMMANDS:
+            near = difflib.get_close_matches(command, COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}"
+            )
+        COMMANDS[command](rest)
+    except ValueError as error:
+        print(f"orthora {command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"orthora {command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' progress bars and notices out of our output; errors still show."""
+    import logging
+
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+
+
+def _methods(arguments: list[str]) -> None:
+    """List the initialisations."""
+    _parse(_Nothing, arguments, "methods")
+    from rich.console import Console
+    from rich.table import Table
+
+    from orthora import methods
+
+    table = Table("name", "start", "anchored", "reference")
+    for name in methods.names():
+        record = methods.get(name)
+        alias = f" ({', '.join(record.aliases)})" if record.aliases else ""
+        anchored = "yes" if record.anchored else "no"
+        table.add_row(name + alias, record.claim, anchored, record.reference)
+    Console().print(table)
+
+
+def _train(arguments: list[str]) -> None:
+    """Train an adapter."""
+    resume = "--resume" in arguments
+    from orthora.config import TrainConfig
+
+    config = _config(TrainConfig, [a for a in arguments if a != "--resume"], "train")
+    quiet_libraries()
+    from orthora.train import train
+
+    result = train(config, resume=resume)
+    held_out = result.evaluation
+    score = "" if held_out is None else f", held-out pass@1 {held_out.pass_at_1:.3f}"
+    print(f"{result.out}: {result.steps} steps in {result.seconds:.0f} s{score}")
+
+
+def _eval(arguments: list[str]) -> None:
+    """Evaluate a model or an adapter."""
+    from orthora.config import EvalConfig
+
+    config = _config(EvalConfig, arguments, "eval")
+    quiet_libraries()
+    from orthora.evaluate import evaluate
+
+    result = evaluate(config)
+    low, high = result.interval
+    print(f"pass@1 {result.pass_at_1:.4f}  (95 % interval {low:.4f} to {high:.4f})")
+    print("  ".join(f"pass@{k} {value:.4f}" for k, value in result.pass_at_k.items()))
+    print(
+        f"{result.problems} problems x {result.samples} samples; truncated {result.truncated:.2%}, "
+        f"no answer {result.no_answer:.2%}, mean length {result.mean_length:.1f} tokens"
+    )
+
+
+def _export(arguments: list[str]) -> None:
+    """Write a run's adapter as plain PEFT."""
+    options = _parse(_ExportOptions, arguments, "export")
+    quiet_libraries()
+    from orthora.adapters import export_plain
+
+    print(export_plain(options.run, options.out))
+
+
+def _demo(arguments: list[str]) -> None:
+    """Compare five initialisations on the embedded model."""
+    options = _parse(_DemoOptions, arguments, "demo")
+    quiet_libraries()
+    from orthora.demo import demo
+
+    demo(
+        options.out,
+        steps=options.steps,
+        eval_problems=options.eval_problems,
+        seed=options.seed,
+        jobs=options.jobs,
+    )
+
+
+def _report(arguments: list[str]) -> None:
+    """Table and page of a folder of runs."""
+    options = _parse(_ReportOptions, arguments, "report")
+    from orthora.report import load_runs, print_table, write_report
+
+    print_table(load_runs(options.runs))
+    page = write_report(options.runs, options.runs / "report.html", title=options.title)
+    print(page)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "methods": _methods,
+    "train": _train,
+    "eval": _eval,
+    "export": _export,
+    "demo": _demo,
+    "report": _report,
+}
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """No options."""
+
+
+@dataclass(frozen=True)
+class _ExportOptions:
+    run: Path
+    """A finished run folder."""
+    out: Path
+    """Folder to create."""
+
+
+@dataclass(frozen=True)
+class _DemoOptions:
+    out: Path = Path("runs/demo")
+    """Folder of the runs and the page."""
+    steps: int = 40
+    """Training steps per run."""
+    eval_problems: int = 256
+    """Held-out problems, 4 samples each."""
+    seed: int = 42
+    """Shared by all runs."""
+    jobs: int = 0
+    """Runs at a time; 0 takes up to two."""
+
+
+@dataclass(frozen=True)
+class _ReportOptions:
+    runs: Path
+    """Folder whose direct subfolders are runs."""
+    title: str = "orthora runs"
+    """Of the page."""
+
+
+def _parse(kind: type[Any], arguments: list[str], command: str, **kwargs: Any) -> Any:
+    """Parse flags into ``kind``; tyro prints its own help and suggestions."""
+    return tyro.cli(kind, args=arguments, prog=f"orthora {command}", **kwargs)
+
+
+def _config(kind: type[Any], arguments: list[str], command: str) -> Any:
+    """A config from ``--config FILE`` (TOML or preset) with flags on top."""
+    from orthora.config import build, read_toml
+
+    table: dict[str, Any] = {}
+    rest = list(arguments)
+    for index, argument in enumerate(arguments):
+        if argument == "--config" or argument.startswith("--config="):
+            inline = argument.startswith("--config=")
+            if not inline and index + 1 == len(arguments):
+                raise ValueError("--config needs a TOML file or a preset's name")
+            name = argument.split("=", 1)[1] if inline else arguments[index + 1]
+            rest = arguments[:index] + arguments[index + (1 if inline else 2) :]
+            table = read_toml(name)
+            break
+    given, rest = _flags(kind, rest, command)
+    assert not rest, "tyro refuses what it does not know"
+    return build(kind, table | given)
+
+
+def _flags(kind: type[Any], arguments: list[str], command: str) -> tuple[dict[str, Any], list[str]]:
+    """Only the flags that were given, by field name."""
+    from pydantic import create_model
+
+    fields: dict[str, Any] = {}
+    for name, info in kind.model_fields.items():
+        note = (info.description or "").strip()
+        default = "" if info.is_required() else f" (default: {info.default})"
+        hint = Annotated[
+            info.annotation | None, tyro.conf.arg(help=(note + default).strip() or None)
+        ]
+        fields[name] = (hint, None)
+    optional = create_model(f"{kind.__name__}Flags", **fields)
+    parsed = tyro.cli(
+        optional,
+        args=arguments,
+        prog=f"orthora {command}",
+        description=f"--config FILE reads a TOML file or preset first; flags override it.\n\n"
+        f"{kind.__doc__}",
+    )
+    given = {k: v for k, v in parsed.model_dump().items() if v is not None}
+    return given, []

@@ -1,0 +1,119 @@
+"""Loading causal language models and tokenizers, with errors a person can act on."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from orthora import tiny
+from orthora.types import Message, Problem
+
+
+def resolve(model: str) -> str:
+    """The folder or hub name behind ``model``; ``tiny`` is the embedded one."""
+    return str(tiny.path()) if model == "tiny" else model
+
+
+def load_model(model: str, dtype: str, device: str) -> Any:
+    """The causal language model in evaluation mode.
+
+    Args:
+        model: folder, hub name, or ``tiny``.
+        dtype: ``"float32"`` or ``"bfloat16"``.
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        ValueError: missing or corrupt folder or files, or weights with NaN or Inf.
+    """
+    name = resolve(model)
+    if ("/" in name or "." in name) and Path(name).exists() and not Path(name).is_dir():
+        raise ValueError(f"model {model!r} is a file; give the folder that holds config.json")
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise ValueError(f"model folder {model!r} has no config.json; it is not a saved model")
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
+    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"can't load model {model!r}: {line} (missing, truncated or corrupt; give a model "
+            "folder or hub name, or fetch it again)"
+        ) from error
+    for key, parameter in loaded.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ValueError(
+                f"model {model!r}: {key} holds NaN or Inf; the checkpoint is corrupt, fetch it "
+                "again or load it in float32"
+            )
+    return loaded.to(device).eval()
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer, padding on the left, with a pad token.
+
+    Raises:
+        ValueError: if there is none, or it has no end-of-sequence token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(model), padding_side="left")
+    except (OSError, ValueError, KeyError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"can't load the tokenizer of {model!r}: {line}") from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {model!r} has no eos token; set one and save it again")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def chat_prompt(problem: Problem, tokenizer: Any) -> str | list[Message]:
+    """The prompt in the form the tokenizer wants: messages with a chat template, else text."""
+    prompt = problem.prompt
+    if tokenizer.chat_template:
+        return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(message["content"] for message in prompt)
+
+
+def prompt_ids(problem: Problem, tokenizer: Any) -> list[int]:
+    """Token ids of the prompt as the model will see it."""
+    prompt = chat_prompt(problem, tokenizer)
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
+    return list(ids["input_ids"])
+
+
+def pick_device(device: str) -> str:
+    """``"cpu"`` or ``"cuda"``; ``"auto"`` takes the GPU where there is one.
+
+    Raises:
+        ValueError: if a GPU is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' is not available here; use 'cpu' or 'auto'")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def load_adapter(model: Any, adapter: str) -> Any:
+    """``model`` with a plain PEFT adapter, from its folder or from a run folder.
+
+    Raises:
+        ValueError: if there is no adapter, or it does not fit the model.
+    """
+    from peft import PeftModel
+
+    folder = Path(adapter) / "adapter" if (Path(adapter) / "adapter").is_dir() else Path(adapter)
+    if not (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{adapter!r} holds no adapter (no adapter_config.json)")
+    try:
+        return PeftModel.from_pretrained(model, str(folder)).eval()
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"adapter {adapter!r} does not fit the model: {line} (is it the base it was trained on?)"
+        ) from error

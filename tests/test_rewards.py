@@ -1,0 +1,493 @@
+"""Answer rules against hand-computed cases, real labelled cases, and attempts to cheat.
+
+The tables of the DAPO rule are the outcomes measured on verl's scorer; the robust rule is held to
+other projects' labelled cases where the shared data folder is present.
+"""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from orthora.rewards import dapo_score, gold_of, math_verdict
+from orthora.rewards.dapo import dapo_verdict, normalise_dapo
+from orthora.rewards.maths import symbolic_equal
+from orthora.rewards.robust import extract, last_box, rational, robust_verdict
+from orthora.types import Verdict
+
+FLOOR_CASES = 437
+FLOOR_AGREEMENT = 0.81
+"""Measured: 354 of 437; every disagreement is a correct answer that the rule does not accept."""
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+PROMPT = (
+    "Solve the following math problem step by step. The last line of your response should be of "
+    "the form Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
+    "What is 20 + 5?\n\n"
+    'Remember to put your answer on its own line after "Answer:".'
+)
+
+
+def data_file(name: str) -> Path:
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"labelled data {name} is not beside this checkout")
+    return path
+
+
+def rows_of(name: str) -> list[dict]:
+    return [json.loads(line) for line in data_file(name).read_text("utf-8").splitlines()]
+
+
+# --- the DAPO rule ---------------------------------------------------------------------------
+
+DAPO_RIGHT = [
+    ("Answer: 25", "25"),
+    ("Answer: $25$", "25"),
+    (r"Answer: \boxed{25}", "25"),
+    (r"Answer: $\boxed{25}$", "25"),
+    ("Answer: x = 25", "25"),
+    ("Answer: 25 degrees", "25"),
+    ("Answer: 1,234", "1234"),
+    ("Answer: 1{,}234", "1234"),
+    ("Answer: - 3", "-3"),
+    ("Answer:\n25", "25"),
+    ("Answer: 3+2=25", "25"),
+    ("aNsWeR : 25", "25"),
+    ("Answer: 24\nAnswer: 25", "25"),
+    ("Answer: 25" + " " * 290, "25"),
+    (r"Answer: $\frac12$", r"\frac{1}{2}"),
+    (r"Answer: $\sqrt2$", r"\sqrt{2}"),
+    (r"Answer: 25\text{ cm}", "25"),
+    (r"The result is \boxed{25}.", "25"),  # no marker: the box is looked at
+    (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+    ("<think>Answer: 25", "25"),  # the rule knows nothing of reasoning
+]
+DAPO_WRONG = [
+    ("**Answer:** 25", "25"),
+    ("**Answer: 25**", "25"),
+    ("Answer: 25.", "25"),
+    (r"Answer: \(25\)", "25"),
+    ("Answer: 025", "25"),
+    ("Answer: 25.0", "25"),
+    ("Answer: 25%", "25"),
+    ("Answer: 25<|im_end|>", "25"),
+    ("Answer: The answer is 25", "25"),
+    ("Answer: −25", "-25"),
+    ("Answer: 25 (since 5=5)", "25"),
+    ("Answer: 25" + " " * 301, "25"),
+    ("Answer: -1,234", "-1234"),  # commas go only where digits alone are left
+    (r"\boxed{ 25 }", "25"),  # the box is compared without normalisation
+    ("Answer: 24\n" + r"\boxed{25}", "25"),  # a marker blocks the box
+    (r"\boxed{25}" + " " * 95, "25"),  # the box starts before the last 100 characters
+    (r"\boxed{25", "25"),
+    ("25", "25"),
+    ("#### 25", "25"),
+    ("", "25"),
+]
+
+
+@pytest.mark.parametrize(("response", "gold"), DAPO_RIGHT)
+def test_dapo_rule_rewards(response: str, gold: str):
+    verdict = math_verdict(response, gold, rule="dapo")
+    assert (verdict.correct, dapo_score(verdict)) == (True, 1.0)
+
+
+@pytest.mark.parametrize(("response", "gold"), DAPO_WRONG)
+def test_dapo_rule_refuses(response: str, gold: str):
+    verdict = math_verdict(response, gold, rule="dapo")
+    assert (verdict.correct, dapo_score(verdict)) == (False, -1.0)
+
+
+def test_dapo_verdict_says_what_it_read_and_why():
+    assert dapo_verdict("Answer: 25 (since 5=5)", "25") == Verdict(False, "5)", "different")
+    assert dapo_verdict(r"\boxed{25}", "25") == Verdict(True, "25", "exact box")
+    assert dapo_verdict(r"\boxed{2}", "25") == Verdict(False, "2", "different box")
+    assert dapo_verdict("twenty-five", "25") == Verdict(False, None, "no answer")
+
+
+def test_dapo_normalisation_by_hand():
+    assert normalise_dapo(r"$x=\mbox{3}$ units") == "3"
+    assert normalise_dapo(r"1,2,3\text{and}4") == "1234"  # and -> comma, then digits alone
+    assert normalise_dapo(r"(1,234)") == "(1,234)"
+    assert normalise_dapo(r"\overline{\textbf{ab}}c") == "abc"
+    assert normalise_dapo("a square of an edge") == "ofedge"
+
+
+# --- the robust rule -------------------------------------------------------------------------
+
+RIGHT = [
+    *[(f"Answer: {text}", "25") for text in ("25", "25.", "$25$", r"\(25\)", "025", "25.0", "+25")],
+    *[(f"So.\n{text}", "25") for text in ("**Answer:** 25", "**Answer: 25**", "__Answer__: `25`")],
+    ("Answer: 25<|im_end|>", "25"),
+    ("Answer: 25<|im_end|>\n<|im_start|>user\nAnswer: 7<|endoftext|>", "25"),
+    ("<s>Answer: 25</s>", "25"),
+    ("Answer: 25<eos>", "25"),
+    ("Answer: 25" + " " * 301, "25"),
+    ("Answer:\n25", "25"),
+    ("**Final Answer:**\n\\[\n\\boxed{25}\n\\]", "25"),
+    ("Final Answer: The final answer is $25$. I hope it is correct.", "25"),
+    ("<think>Answer: 24</think>Answer: 25", "25"),
+    ("reasoning, Answer: 24</think>\\boxed{25}", "25"),
+    ("Answer: 24\nWait.\nAnswer: 25", "25"),
+    (PROMPT + "\nAnswer: 25", "25"),
+    (r"\boxed{9}, \boxed{ 25 }", "25"),
+    (r"\boxed{25} and then \boxed{7", "25"),  # the last balanced box
+    ("First #### 3\n#### 25", "25"),
+    ("#### $1,234.00", "1234"),
+    ("Answer: 1,234", "1234"),
+    ("Answer: 1{,}234", "1234"),
+    (r"Answer: 11,\! 111,\! 111,\! 100", "11111111100"),
+    (r"Answer: 12\,345\,678", "12345678"),
+    ("Answer: −3", "-3"),
+    ("Answer: - 3", "-3"),
+    (r"Answer: \dfrac{1}{2}", "0.5"),
+    (r"Answer: \frac12", r"\frac{1}{2}"),
+    ("Answer: 2/4", r"\frac{1}{2}"),
+    ("Answer: .5", "1/2"),
+    (r"Answer: \frac95", r"1\frac{4}{5}"),
+    ("Answer: 1 4/5", "1.8"),
+    (r"Answer: 1.5 \times 10^3", "1500"),
+    ("Answer: x = 25", "25"),
+    ("Answer: 25", "x=25"),
+    (r"Answer: $\angle ABC = 25^\circ$", "25"),
+    ("Answer: 25 degrees", "25"),
+    ("Answer: 25 square inches.", "25"),
+    (r"Answer: $25\text{ cm}^2$", "25"),
+    ("Answer: 25 dollars", "$25"),
+    ("Answer: 125", r"125\text{ miles}"),
+    ("Answer: 28%", r"28\%"),
+    (r"Answer: 33.5\%", "0.335"),
+    ("Answer: 28 percent", r"28\%"),
+    ("Answer: Evelyn", r"\text{Evelyn}"),
+    ("Answer: Odd", r"\text{odd}"),
+    ("Answer: C", r"\text{(C)}"),
+    (r"Answer: $\left(3, \frac{\pi}2\right)$", r"(3,\frac{\pi}{2})"),
+    (r"Answer: \sqrt{625}", "25"),
+    ("Answer: x+1", "1 + x"),
+    ("Answer: -2, 1", "1,-2"),
+    (r"Answer: \frac{1}{\sqrt{3}}", r"\frac{\sqrt{3}}{3}"),
+    (r"Answer: 2k+2", "2(k+1)"),
+    (r"Answer: \boxed{\{1,2\}}", r"\{1,2\}"),
+]
+WRONG = [
+    ("Answer: 4=25", "25", "equation chain"),
+    ("Answer: 20+5=25", "25", "equation chain"),
+    ("Answer: x=20+5=25", "25", "equation chain"),
+    ("Answer: 25 (since 5=5)", "25", "equation chain"),
+    (r"\boxed{4=5}", "5", "equation chain"),
+    (r"\boxed{5\%}", "5", "different number"),
+    ("Answer: 5 percent", "5", "different number"),
+    ("Answer: 25 million", "25", "words"),
+    ("Answer: 25 dozen", "25", "words"),
+    ("Answer: 25 or 26", "25", "words"),
+    ("Answer: 5 dollars", "5 cents", "different number"),
+    ("Answer: 25x", "25", "different"),
+    ("Answer: 1 2 3 4 5", "5", "different"),
+    ("Answer: 1 2 3", "123", "different"),
+    ("Answer: 1, 2, 3", "3", "different"),
+    ("Answer: 25²", "252", "different"),
+    ("Answer: 24.9999999", "25", "different number"),
+    ("Answer: 5/0", "5", "different"),
+    ("Answer: y=5", "x=5", "different"),
+    ("Answer: 4=5", "x=5", "different"),
+    ("Answer: x<5", "5", "relation"),
+    ("Answer: (1,2)", "(2,1)", "different"),
+    (r"Answer: [0,1)", "[0,9)", "different"),
+    ("<think>Answer: 25", "25", "no answer"),
+    ("<think>Answer: 25<|im_end|>", "25", "no answer"),
+    ("<think>Answer: 25</think>", "25", "no answer"),
+    ("<think>a</think>b<think>Answer: 25", "25", "no answer"),
+    (r"\boxed{25", "25", "no answer"),
+    (r"\boxed{}", "25", "no answer"),
+    ("The result is 25", "25", "no answer"),
+    ("Answer: 24\n\\boxed{25}", "25", "different number"),  # the line outranks the box
+]
+
+
+@pytest.mark.parametrize(("response", "gold"), RIGHT)
+def test_robust_rule_rewards(response: str, gold: str):
+    verdict = math_verdict(response, gold)
+    assert verdict.correct, verdict
+
+
+@pytest.mark.parametrize(("response", "gold", "reason"), WRONG)
+def test_robust_rule_refuses_with_a_reason(response: str, gold: str, reason: str):
+    verdict = math_verdict(response, gold)
+    assert (verdict.correct, verdict.reason) == (False, reason), verdict
+
+
+CHEATS = {
+    "empty": ("", "no answer"),
+    "blank": (" \n\t", "no answer"),
+    "zero": ("Answer: 0", "different number"),
+    "another problem's gold": ("Answer: 26", "different number"),
+    "copied prompt": (PROMPT, "words"),
+    "answer shotgun": ("\n".join(f"Answer: {n}" for n in range(1, 26)), "answer shotgun"),
+    "shotgun on one line": ("Answer: " + ", ".join(map(str, range(1, 26))), "different"),
+    "box shotgun": ("".join(rf"\boxed{{{n}}}" for n in range(30)), "different number"),
+    "chain of equations": ("Answer: 1=2=3=25", "equation chain"),
+    "percent of the gold": (r"\boxed{25\%}", "different number"),
+    "tower": ("Answer: 9^{9^{9^9}}", "tower of powers"),
+    "flat tower": ("Answer: 9^9^9^9", "tower of powers"),
+    "python tower": ("Answer: 9**9**9", "tower of powers"),
+    "bracketed tower": ("Answer: (((9^{99})^{99})^{99})^{99}", "tower of powers"),
+    "huge exponent": ("Answer: 3^{1000000000}", "huge exponent"),
+    "factorial": ("Answer: (10^9)!", "huge factorial"),
+    "digits of a factorial": ("Answer: 1000000000!", "huge factorial"),
+    "factorials of factorials": ("Answer: 9!!!!", "huge factorial"),
+    "binomial": (r"Answer: \binom{1000000000}{500000000}", "huge factorial"),
+    "infinite sum": (r"Answer: \sum_{n=1}^{1000} n^n", "equation chain"),
+    "product": (r"Answer: \prod_{n}^{9} n", "unevaluated operator"),
+    "long sum": ("Answer: " + "+".join(["1"] * 20_000), "answer too long"),
+    "medium sum": ("Answer: " + "+".join(["1"] * 300), "too long for symbolic comparison"),
+    "deep brackets": ("Answer: " + "(" * 3_000 + "25" + ")" * 3_000, "no answer"),
+    "less deep brackets": ("Answer: " + "(" * 40 + "25" + ")" * 40, "nested too deep"),
+    "deep boxes": (r"\boxed{" * 3_000, "no answer"),
+    "backslashes": ("\\" * 40_000, "no answer"),
+    "open tags": ("<think>" * 6_000, "no answer"),
+    "null byte": ("Answer: 25\x00", "control characters"),
+    "null byte in front": ("Answer: \x0025", "control characters"),
+    "right-to-left mark": ("Answer: \u200f25", "control characters"),
+    "right-to-left override": ("Answer: \u202e52", "control characters"),
+    "zero-width space": ("\\boxed{2\u200b5}", "control characters"),
+    "code": ("Answer: __import__('os').getpid()", "not an expression"),
+    "attribute": ("Answer: ().__class__", "not an expression"),
+    "other digits": ("Answer: ٢٥", "different"),
+}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_negative_controls_score_nothing(name: str):
+    response, reason = CHEATS[name]
+    verdict = math_verdict(response, "25")
+    assert (verdict.correct, verdict.reason) == (False, reason)
+
+
+DAPO_FOOLED = {"chain of equations", "answer shotgun"}  # last "=" and last marker win: measured
+
+
+@pytest.mark.parametrize("name", sorted(set(CHEATS) - DAPO_FOOLED))
+def test_negative_controls_score_nothing_under_dapo_either(name: str):
+    assert dapo_score(math_verdict(CHEATS[name][0], "25", rule="dapo")) == -1.0
+
+
+@pytest.mark.parametrize("name", sorted(DAPO_FOOLED))
+def test_controls_that_fool_the_dapo_rule_are_known(name: str):
+    assert dapo_score(math_verdict(CHEATS[name][0], "25", rule="dapo")) == 1.0
+
+
+def test_an_answer_that_is_text_equal_needs_no_computer_algebra():
+    def refuse(answer: str, gold: str) -> tuple[bool, str]:
+        raise AssertionError(f"asked about {answer} and {gold}")
+
+    for answer, gold in [("2024^{4046}", "2024^{4046}"), ("0.50", "1/2"), ("7", "8"), ("4=5", "5")]:
+        robust_verdict(f"Answer: {answer}", gold, symbolic=refuse)
+
+
+def test_extraction_by_hand():
+    assert extract("Answer: 1\n\nAnswer: $2$ apples") == ("$2$ apples", "")
+    assert extract("MyAnswer: 3") == (None, "no answer")
+    assert extract("答：Answer：5") == ("5", "")
+    assert last_box(r"\boxed{\frac{1}{2}} \boxed{\{3\}}") == r"\{3\}"
+    assert last_box(r"\\boxed{5}") == "5"
+    assert last_box("}{" * 5) is None
+
+
+def test_rationals_are_exact():
+    for text, value in [
+        ("1,234.50", Fraction(2469, 2)),
+        ("-.25", Fraction(-1, 4)),
+        ("12 345", Fraction(12345)),
+        (r"-1\frac{1}{2}", Fraction(-3, 2)),
+        (r"\frac{-3}{6}", Fraction(-1, 2)),
+        (r"2 \times 10^{-3}", Fraction(1, 500)),
+        ("12345678901234567890123", Fraction(12345678901234567890123)),
+    ]:
+        assert rational(text) == value, text
+    for text in ("1,23", "1/0", "x", "", "1.2.3", "1_000", "0x19", "inf", "²", "1e5", "--5"):
+        assert rational(text) is None, text
+
+
+# --- math-verify's neighbourhood --------------------------------------------------------------
+
+
+def test_off_the_main_thread_the_symbolic_step_refuses_and_says_so():
+    verdicts: dict[str, Verdict] = {}
+
+    def judge() -> None:
+        verdicts["surd"] = math_verdict(r"Answer: \sqrt{625}", "25")
+        verdicts["plain"] = math_verdict("Answer: 25.0", "25")
+
+    thread = threading.Thread(target=judge)
+    thread.start()
+    thread.join()
+    assert verdicts["surd"] == Verdict(False, r"\sqrt{625}", "needs the main thread")
+    assert verdicts["plain"].correct
+
+
+def test_an_outer_alarm_survives_the_symbolic_step():
+    rung: list[int] = []
+
+    def ring(number: int, frame: object) -> None:
+        rung.append(number)
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 50.0, 7.0)
+        assert symbolic_equal(r"\sqrt{9}", "3") == (True, "symbolically equal")
+        left, interval = signal.getitimer(signal.ITIMER_REAL)
+        assert 0 < left < 50.0
+        assert interval == 7.0
+        assert signal.getsignal(signal.SIGALRM) is ring
+        assert not rung
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_an_outer_alarm_that_fell_due_meanwhile_still_rings(monkeypatch: pytest.MonkeyPatch):
+    rung: list[int] = []
+
+    def slow(answer: str, gold: str) -> tuple[bool, str]:
+        signal.alarm(0)  # what math-verify does to a caller's alarm
+        time.sleep(0.1)
+        return False, "different"
+
+    monkeypatch.setattr("orthora.rewards.maths._math_verify", slow)
+    previous = signal.signal(signal.SIGALRM, lambda number, frame: rung.append(number))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        symbolic_equal(r"\sqrt{9}", "3")
+        time.sleep(0.1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert rung == [signal.SIGALRM]
+
+
+def test_no_alarm_is_left_behind():
+    symbolic_equal(r"\sqrt{9}", "3")
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_timeout_is_a_reason_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    import math_verify
+    from math_verify.errors import TimeoutException
+
+    def out_of_time(*args: object, **kwargs: object) -> bool:
+        raise TimeoutException
+
+    monkeypatch.setattr(math_verify, "verify", out_of_time)
+    assert symbolic_equal(r"\sqrt{9}", "3") == (False, "symbolic timeout")
+
+
+def test_importing_the_rewards_does_not_import_math_verify():
+    code = "import sys, orthora.rewards; sys.exit('math_verify' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- the entry point -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gold", ["", "  ", "$$", None, 25])
+def test_a_gold_that_is_empty_or_not_text_is_refused(gold: object):
+    for rule in ("robust", "dapo"):
+        with pytest.raises(ValueError, match="gold is"):
+            math_verdict("Answer: 25", gold, rule=rule)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_response_that_is_not_text_is_refused():
+    with pytest.raises(ValueError, match="response is None"):
+        math_verdict(None, "25")  # pyright: ignore[reportArgumentType]
+
+
+def test_an_unknown_rule_is_refused_with_a_suggestion():
+    with pytest.raises(ValueError, match=r"'robst'; did you mean 'robust'\?"):
+        math_verdict("Answer: 25", "25", rule="robst")
+    with pytest.raises(ValueError, match="choose one of robust, dapo"):
+        math_verdict("Answer: 25", "25", rule="zzz")
+
+
+def test_golds_are_taken_out_of_answer_columns():
+    assert gold_of("She has #### 3? No: 1,234.\n#### 1,234") == "1234"
+    assert gold_of("#### -5 ") == "-5"
+    assert gold_of(r"so \boxed{1} and \boxed{\frac{1}{2}}.") == r"\frac{1}{2}"
+    assert gold_of(" 25\n") == "25"
+    for empty in ("", " ", "#### ", r"\boxed{}"):
+        with pytest.raises(ValueError, match="no gold answer"):
+            gold_of(empty)
+
+
+# --- real data -------------------------------------------------------------------------------
+
+
+def posed(case: dict) -> str | None:
+    """Give a case the marker its own suite does not ask for; None for long unmarked prose."""
+    response = re.sub(r"(?m)^A: ", "Answer: ", case["response"])  # OpenAI's GSM8K solutions
+    if case["mode"] == "response" and extract(response)[0] is not None:
+        return response
+    if len(response) > 200:
+        return None
+    return "Answer: " + " ".join(response.split())
+
+
+def test_agreement_with_the_labelled_cases_of_other_projects():
+    tally, reasons = Counter(), Counter()
+    for case in rows_of("verifier_cases.jsonl"):
+        response = None if case["config_dependent"] else posed(case)
+        if response is None:
+            continue
+        verdict = math_verdict(response, gold_of(case["gold"]))
+        tally[case["expected"], verdict.correct] += 1
+        if verdict.correct != case["expected"]:
+            reasons[verdict.reason] += 1
+    total, wrong = tally.total(), tally[True, False] + tally[False, True]
+    print(f"{wrong} of {total} cases disagree: {dict(tally)}, reasons {dict(reasons)}")
+    assert total >= FLOOR_CASES
+    assert tally[False, True] == 0, "an answer that its suite labels wrong was rewarded"
+    assert 1 - wrong / total >= FLOOR_AGREEMENT
+
+
+def test_gsm8k_golds_verify_against_themselves():
+    golds = [gold_of(row["answer"]) for row in rows_of("gsm8k/test.jsonl")]
+    assert len(golds) == 1_319
+    for gold in golds:
+        for form in (f"Answer: {gold}", rf"\boxed{{{gold}}}"):
+            assert math_verdict(form, gold).correct, gold
+            assert math_verdict(form, gold, rule="dapo").correct, gold
+        assert math_verdict(f"#### {gold}", gold).correct, gold
+        assert math_verdict(f"#### {gold}", gold, rule="dapo").reason == "no answer"
+
+
+def test_gsm8k_golds_do_not_verify_against_their_neighbours():
+    golds = [gold_of(row["answer"]) for row in rows_of("gsm8k/test.jsonl")]
+    for gold, other in pairwise(golds):
+        assert math_verdict(f"Answer: {other}", gold).correct == (int(gold) == int(other))
+
+
+def test_dapo_golds_verify_against_themselves():
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = data_file("dapo_math_17k/dapo_math_17k.parquet")
+    column = parquet.read_table(path, columns=["reward_model"])["reward_model"].to_pylist()
+    golds = [row["ground_truth"] for row in column][:: len(column) // 2_000][:2_000]
+    assert len(golds) == 2_000
+    for gold in golds:
+        for form in (f"Answer: {gold}", rf"\boxed{{{gold}}}"):
+            for rule in ("robust", "dapo"):
+                assert math_verdict(form, gold, rule=rule).correct, (form, rule)
+
+
+def test_math500_golds_verify_against_themselves():
+    for row in rows_of("math500/test.jsonl"):
+        for form in (f"Answer: ${row['answer']}$.", rf"So \boxed{{{row['answer']}}}."):
+            assert math_verdict(form, row["answer"]).correct, form
