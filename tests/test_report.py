@@ -24,15 +24,9 @@ from orthora.figures import (
     style_of,
     to_svg,
 )
-from orthora.report import (
-    COLUMNS,
-    findings,
-    load_runs,
-    print_table,
-    rank_correlation,
-    summary_rows,
-    write_report,
-)
+from orthora.findings import findings, rank_correlation
+from orthora.report import print_table, write_report
+from orthora.runs import COLUMNS, load_runs, summary_rows
 
 METHODS = [
     "lora",

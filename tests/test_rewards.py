@@ -138,6 +138,7 @@ RIGHT = [
     ("Final Answer: The final answer is $25$. I hope it is correct.", "25"),
     ("<think>Answer: 24</think>Answer: 25", "25"),
     ("reasoning, Answer: 24</think>\\boxed{25}", "25"),
+    ("Answer: 24\n<think>a</think>b</think>\\boxed{25}", "25"),  # a stray close
     ("Answer: 24\nWait.\nAnswer: 25", "25"),
     (PROMPT + "\nAnswer: 25", "25"),
     (r"\boxed{9}, \boxed{ 25 }", "25"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from orthora.report import RunView as Run
+    from orthora.runs import RunView as Run
 
 SVG_NAMESPACE = "http://www.w3.org/2000/svg"
 Dash = str | tuple[float, tuple[float, ...]]

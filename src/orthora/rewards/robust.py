@@ -21,7 +21,7 @@ Symbolic = Callable[[str, str], tuple[bool, str]]
 MAX_ANSWER = 1_000
 """Characters of the longest answer that is looked at."""
 MAX_ANSWERS = 3
-"""Distinct ``Answer:`` lines that are taken for self-correction; more are a shotgun."""
+"""Distinct ``Answer:`` lines, of the last 24, taken for self-correction; more are a shotgun."""
 
 _EDGES = " \t\r\n*_`"
 _THINK = re.compile(r"<(/?)think>", re.IGNORECASE)
@@ -140,15 +140,15 @@ def extract(response: str) -> tuple[str | None, str]:
         tag never closed) or "answer shotgun" (more than three different ``Answer:`` lines).
     """
     text = _final_text(response)
-    lines = [_line_after(text, marker.end()) for marker in _MARKER.finditer(text)]
+    markers = list(_MARKER.finditer(text))[-8 * MAX_ANSWERS :]
+    lines = [_line_after(text, marker.end()) for marker in markers]
     lines = [line for line in lines if any(letter.isalnum() for letter in line)]
     if len({tidy(line) for line in lines}) > MAX_ANSWERS:
         return None, "answer shotgun"
     if lines:
         box = last_box(lines[-1])
         return (lines[-1] if box is None else box), ""
-    box = last_box(text)
-    if box is not None and box.strip():
+    if (box := last_box(text) or "").strip():
         return box, ""
     hashes = _HASHES.findall(text)
     return (hashes[-1].strip(_EDGES), "") if hashes else (None, "no answer")

@@ -187,15 +187,14 @@ def problems(
     Args:
         split: one of `SPLITS`.
         count: how many problems.
-        seed: any integer. Lists of one split under different seeds may overlap.
+        seed: any integer; lists under different seeds may overlap.
         terms: the numbers of terms to choose from, evenly, each in 2..5.
 
     Returns:
         ``count`` problems with different prompts; the prompt is the id.
 
     Raises:
-        ValueError: for an unknown split, a count below 1, terms outside 2..5, or if the split
-            holds too few different problems.
+        ValueError: for an unknown split, a count below 1, terms outside 2..5, or too few problems.
     """
     from orthora.types import Problem
 
@@ -204,20 +203,19 @@ def problems(
     if count < 1:
         raise ValueError(f"count is {count}; ask for at least 1 problem")
     rng = random.Random(f"{split} {seed} {choices}")
-    found: dict[str, None] = {}
+    found: dict[str, None] = {}  # keeps the order of drawing
     misses = 0
     while len(found) < count:
         prompt = _chain(rng, rng.choice(choices))
-        if prompt in found or split_of(prompt) != split:
-            misses += 1
-            if misses >= _MISSES:
-                raise ValueError(
-                    f"count is {count}, but the {split} split with terms {choices} gave only "
-                    f"{len(found)} different problems; ask for fewer or allow more terms"
-                )
-            continue
-        found[prompt] = None
-        misses = 0
+        fresh = prompt not in found and split_of(prompt) == split
+        misses = 0 if fresh else misses + 1
+        if fresh:
+            found[prompt] = None
+        elif misses >= _MISSES:
+            raise ValueError(
+                f"count is {count}, but the {split} split with terms {choices} gave only "
+                f"{len(found)} different problems; ask for fewer or allow more terms"
+            )
     return [Problem(prompt=p, answer=answer(p), id=p) for p in found]
 
 

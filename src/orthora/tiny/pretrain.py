@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from orthora.tasks.arithmetic import answer, apply, carries, draw, parse
@@ -152,10 +152,9 @@ def _batch(
 def pretrain(
     steps: int, *, seed: int = 0, recipe: Recipe | None = None, report_every: int = 50
 ) -> Pretrained:
-    """Train a new model on the CPU.
+    """Train a new model on the CPU, leaving torch's global generator as it was.
 
-    The result depends on (steps, seed, recipe) and on torch's number of threads alone; torch's
-    global generator is left as it was.
+    The result depends on (steps, seed, recipe) and on torch's number of threads alone.
 
     Args:
         steps: optimizer steps; the learning rate schedule stretches over them.
@@ -171,22 +170,15 @@ def pretrain(
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; train for at least 1")
-    recipe = recipe or Recipe()
-    rng, tokenizer = random.Random(seed), build_tokenizer()
+    recipe, rng, tokenizer = recipe or Recipe(), random.Random(seed), build_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model().train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=recipe.weight_decay
-    )
-    losses: list[float] = []
-    began = time.perf_counter()
+    optimizer = _optimizer(model, recipe)
+    losses, began = list[float](), time.perf_counter()
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = recipe.rate(step, steps)
-        ids, labels = _batch(tokenizer, rng, recipe)
-        # No attention mask: padding lies on the right, where causal attention never looks.
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        loss = _loss(model, *_batch(tokenizer, rng, recipe))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -196,6 +188,22 @@ def pretrain(
             _report(losses[-report_every:], step + 1, steps, time.perf_counter() - began)
     last = losses[-max(1, steps // 10) :]
     return Pretrained(model.eval(), sum(last) / len(last), time.perf_counter() - began)
+
+
+def _optimizer(model: "Qwen2ForCausalLM", recipe: Recipe) -> torch.optim.Optimizer:
+    """Build AdamW with a short memory of squared gradients, as suits a short run."""
+    return torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=recipe.weight_decay
+    )
+
+
+def _loss(
+    model: "Qwen2ForCausalLM", ids: Int[Tensor, "b t"], labels: Int[Tensor, "b t"]
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy of the labelled tokens, in nats."""
+    # No attention mask: padding lies on the right, where causal attention never looks.
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 
 def _report(losses: list[float], done: int, steps: int, seconds: float) -> None:
