@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -37,9 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command not in COMMANDS:
             near = difflib.get_close_matches(command, COMMANDS, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}"
-            )
+            raise ValueError(f"unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}")
         COMMANDS[command](rest)
     except ValueError as error:
         print(f"orthora {command}: {error}", file=sys.stderr)
@@ -53,10 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def quiet_libraries() -> None:
     """Keep other libraries' progress bars and notices out of our output; errors still show."""
     import logging
+    import warnings
 
     import datasets
     import transformers
 
+    warnings.filterwarnings("ignore", category=FutureWarning)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -199,6 +199,8 @@ def _parse(kind: type[Any], arguments: list[str], command: str, **kwargs: Any) -
 
 def _config(kind: type[Any], arguments: list[str], command: str) -> Any:
     """A config from ``--config FILE`` (TOML or preset) with flags on top."""
+    from pydantic import Field, create_model
+
     from orthora.config import build, read_toml
 
     table: dict[str, Any] = {}
@@ -212,30 +214,26 @@ def _config(kind: type[Any], arguments: list[str], command: str) -> Any:
             rest = arguments[:index] + arguments[index + (1 if inline else 2) :]
             table = read_toml(name)
             break
-    given, rest = _flags(kind, rest, command)
-    assert not rest, "tyro refuses what it does not know"
-    return build(kind, table | given)
+    build(kind, _required(kind) | table)  # mistakes in the file, before those in the flags
+    defaults = {
+        name: table.get(name, tyro.MISSING if info.is_required() else info.get_default())
+        for name, info in kind.model_fields.items()
+    }
+    # The same fields without the cross-field checks, so that `build` alone words every mistake.
+    fields: dict[str, Any] = {
+        name: (info.annotation, Field(defaults[name], description=info.description))
+        for name, info in kind.model_fields.items()
+    }
+    note = "--config FILE reads a TOML file or preset; flags override it."
+    if command == "train":
+        note += " --resume continues an unfinished run."
+    flags = create_model(kind.__name__, __doc__=f"{kind.__doc__}\n\n{note}", **fields)
+    parsed = _parse(flags, rest, command, default=flags.model_construct(**defaults))
+    return build(kind, parsed.model_dump())
 
 
-def _flags(kind: type[Any], arguments: list[str], command: str) -> tuple[dict[str, Any], list[str]]:
-    """Only the flags that were given, by field name."""
-    from pydantic import create_model
-
-    fields: dict[str, Any] = {}
-    for name, info in kind.model_fields.items():
-        note = (info.description or "").strip()
-        default = "" if info.is_required() else f" (default: {info.default})"
-        hint = Annotated[
-            info.annotation | None, tyro.conf.arg(help=(note + default).strip() or None)
-        ]
-        fields[name] = (hint, None)
-    optional = create_model(f"{kind.__name__}Flags", **fields)
-    parsed = tyro.cli(
-        optional,
-        args=arguments,
-        prog=f"orthora {command}",
-        description=f"--config FILE reads a TOML file or preset first; flags override it.\n\n"
-        f"{kind.__doc__}",
-    )
-    given = {k: v for k, v in parsed.model_dump().items() if v is not None}
-    return given, []
+def _required(kind: type[Any]) -> dict[str, Any]:
+    """Stand-ins for required fields, to check a file that leaves them to the flags."""
+    return {name: "?" for name, info in kind.model_fields.items() if info.is_required()} | {
+        "data": "?"
+    }

@@ -18,7 +18,9 @@ Config = TypeVar("Config", bound="_Strict")
 class _Strict(BaseModel):
     """Frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class TrainConfig(_Strict):

@@ -28,7 +28,9 @@ SHARED = ("lora", "rlpo", "rlmo", "milora", "pissa")
 LOWER = ("rlpo", "pissa")
 
 
-def plan(out: Path, *, steps: int, eval_problems: int, seed: int, threads: int) -> list[TrainConfig]:
+def plan(
+    out: Path, *, steps: int, eval_problems: int, seed: int, threads: int
+) -> list[TrainConfig]:
     """The demo's runs, as configs that differ in method and learning rate alone."""
     preset = read_toml("tiny") | {
         "steps": steps,

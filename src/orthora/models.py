@@ -16,6 +16,17 @@ def resolve(model: str) -> str:
     return str(tiny.path()) if model == "tiny" else model
 
 
+def _check_folder(name: str) -> None:
+    """Refuse what is plainly a path but not a saved model; anything else may be a hub name."""
+    path = Path(name)
+    if path.is_file():
+        raise ValueError(f"model {name!r} is a file; give the folder that holds config.json")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"model folder {name!r} has no config.json; it is not a saved model")
+    if not path.exists() and (path.is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise ValueError(f"no model folder {name!r}; check the path")
+
+
 def load_model(model: str, dtype: str, device: str) -> Any:
     """The causal language model in evaluation mode.
 
@@ -28,10 +39,7 @@ def load_model(model: str, dtype: str, device: str) -> Any:
         ValueError: missing or corrupt folder or files, or weights with NaN or Inf.
     """
     name = resolve(model)
-    if ("/" in name or "." in name) and Path(name).exists() and not Path(name).is_dir():
-        raise ValueError(f"model {model!r} is a file; give the folder that holds config.json")
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise ValueError(f"model folder {model!r} has no config.json; it is not a saved model")
+    _check_folder(name)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
     except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
@@ -55,6 +63,7 @@ def load_tokenizer(model: str) -> Any:
     Raises:
         ValueError: if there is none, or it has no end-of-sequence token.
     """
+    _check_folder(resolve(model))
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve(model), padding_side="left")
     except (OSError, ValueError, KeyError) as error:

@@ -84,7 +84,10 @@ def print_table(runs: Sequence[RunView]) -> None:
     table = RichTable(*(name for name, _ in COLUMNS))
     for row in summary_rows(runs):
         table.add_row(*(Text(cell(row)) for _, cell in COLUMNS))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a log has no width; 80 columns would cut the numbers
+        console = Console(width=140)
+    console.print(table)
 
 
 def write_report(

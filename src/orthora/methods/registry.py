@@ -67,8 +67,8 @@ def method(
 
 
 def names() -> list[str]:
-    """Canonical names of all initialisations, in the order of their definition."""
-    return list(_METHODS)
+    """Canonical names of all initialisations, sorted."""
+    return sorted(_METHODS)
 
 
 def get(name: str) -> Method:
@@ -83,7 +83,7 @@ def get(name: str) -> Method:
         return _METHODS[key]
     near = difflib.get_close_matches(key, [*_METHODS, *_ALIASES], n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown method {name!r}.{hint} Available: {', '.join(_METHODS)}")
+    raise ValueError(f"unknown method {name!r}.{hint} Available: {', '.join(names())}")
 
 
 def initialize(

@@ -8,26 +8,17 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from transformers import PrinterCallback
-from trl import GRPOConfig
-from trl.trainer.utils import disable_dropout_in_model
 
 from orthora import models, store
-from orthora.adapters import adapt, export_plain
+from orthora.adapters import export_plain
 from orthora.config import TrainConfig, build, read_toml, to_toml
 from orthora.evaluate import EvalResult, score
-from orthora.tasks import load_problems
+from orthora.train.loading import Parts, load_parts
 from orthora.train.progress import StepProgress
-from orthora.train.rewards import (
-    OwnReward,
-    import_reward,
-    overlong_penalty,
-    own_reward,
-    verdict_reward,
-)
+from orthora.train.rewards import OwnReward, overlong_penalty
+from orthora.train.settings import grpo_config, updates_per_step
 from orthora.train.trainer import RLVRTrainer, Row
-from orthora.types import Problem
 
 
 @dataclass(frozen=True)
@@ -75,18 +66,6 @@ class RunResult:
     base_evaluation: EvalResult | None
 
 
-@dataclass
-class _Parts:
-    """What is loaded and checked before anything is written."""
-
-    tokenizer: Any
-    model: PeftModel
-    train: list[Problem]
-    held_out: list[Problem]
-    dropped: int
-    reward: Any
-
-
 def train(
     config: TrainConfig | dict[str, Any] | str | Path,
     *,
@@ -118,7 +97,7 @@ def train(
     checkpoint = _resume_point(config, out) if resume else _refuse_used(out)
     if config.threads:
         torch.set_num_threads(config.threads)
-    parts = _load(config, reward)
+    parts = load_parts(config, reward)
     _open_folder(config, out, checkpoint)
     rows = store.read_metrics(out / "metrics.jsonl") if checkpoint else []
     started = time.perf_counter()
@@ -179,126 +158,14 @@ def _open_folder(config: TrainConfig, out: Path, checkpoint: Path | None) -> Non
         store.write_atomic(metrics, "")
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         return
-    done = int(checkpoint.name.rsplit("-", 1)[1]) // _updates(config)
+    done = int(checkpoint.name.rsplit("-", 1)[1]) // updates_per_step(config)
     lines = metrics.read_text().splitlines(keepends=True)[:done]
     store.write_atomic(metrics, "".join(lines))
 
 
-def _load(config: TrainConfig, reward: OwnReward | None) -> _Parts:
-    """Read model and data; nothing is written yet."""
-    device = models.pick_device(config.device)
-    if reward is None and config.reward:
-        reward = import_reward(config.reward)
-    tokenizer = models.load_tokenizer(config.model)
-    train_problems, held_out = _problems(config)
-    kept = [
-        problem
-        for problem in train_problems
-        if len(models.prompt_ids(problem, tokenizer)) <= config.max_prompt_tokens
-    ]
-    if len(kept) < config.prompts_per_step:
-        raise ValueError(
-            f"{len(kept)} of {len(train_problems)} prompts are within max_prompt_tokens "
-            f"{config.max_prompt_tokens}, and a step needs {config.prompts_per_step}; raise "
-            "max_prompt_tokens, lower prompts_per_step, or give more data"
-        )
-    base = models.load_model(config.model, config.dtype, device)
-    disable_dropout_in_model(base)  # the policy that samples must be the policy that is updated
-    model = adapt(
-        base,
-        config.method,
-        rank=config.rank,
-        alpha=config.alpha,
-        target_modules=config.target_modules,
-        seed=config.seed,
-        dropout=config.dropout,
-    )
-    function = own_reward(reward) if reward else verdict_reward(config.reward_rule)
-    dropped = len(train_problems) - len(kept)
-    return _Parts(tokenizer, model, kept, held_out, dropped, function)
-
-
-def _problems(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
-    """Training and held-out problems."""
-    if config.task == "arithmetic":
-        from orthora.tasks import arithmetic
-
-        drawn = arithmetic.problems("train", config.train_problems, seed=config.seed)
-        held_out = arithmetic.problems("test", config.eval_problems) if config.eval_problems else []
-        return drawn, held_out
-    columns = {
-        "prompt_column": config.prompt_column,
-        "answer_column": config.answer_column,
-        "template": config.prompt_template,
-    }
-    assert config.data is not None, "validated"
-    if config.eval_problems and not config.eval_data:
-        raise ValueError("eval_problems of task 'file' need eval_data, a file with held-out rows")
-    drawn = load_problems(config.data, split=config.data_split, **columns)
-    if not (config.eval_data and config.eval_problems):
-        return drawn, []
-    return drawn, load_problems(config.eval_data, split="test", **columns)[: config.eval_problems]
-
-
-def _updates(config: TrainConfig) -> int:
-    """Optimizer updates per training step."""
-    return config.prompts_per_step // config.mini_batch_prompts
-
-
-def grpo_config(config: TrainConfig, checkpoints: Path, device: str) -> GRPOConfig:
-    """The run in TRL's terms; every field that matters is set, none is left to a default."""
-    updates = _updates(config)
-    mini_batch = config.mini_batch_prompts * config.group_size
-    accumulate = mini_batch // config.micro_batch
-    cosine = {"min_lr_rate": config.min_lr_ratio} if config.schedule == "cosine" else {}
-    constant = "constant_with_warmup" if config.warmup_steps else "constant"
-    return GRPOConfig(
-        output_dir=str(checkpoints),
-        use_cpu=device == "cpu",
-        bf16=False,  # the base's dtype is the config's; adapters stay float32
-        seed=config.seed,
-        data_seed=config.seed,
-        max_steps=config.steps * updates,
-        per_device_train_batch_size=config.micro_batch,
-        gradient_accumulation_steps=accumulate,
-        steps_per_generation=accumulate * updates,
-        num_generations=config.group_size,
-        num_iterations=1,
-        max_completion_length=config.max_response_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        loss_type=config.loss,
-        scale_rewards=config.advantage_scale,
-        epsilon=config.clip_low,
-        epsilon_high=config.clip_high,
-        delta=config.dual_clip,
-        beta=config.beta,
-        entropy_coef=config.entropy_bonus,
-        mask_truncated_completions=config.mask_truncated,
-        optim="adamw_torch",
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr" if cosine else constant,
-        lr_scheduler_kwargs=cosine or None,
-        warmup_steps=config.warmup_steps * updates,
-        weight_decay=config.weight_decay,
-        adam_beta1=config.adam_betas[0],
-        adam_beta2=config.adam_betas[1],
-        max_grad_norm=config.grad_clip,
-        gradient_checkpointing=config.gradient_checkpointing,
-        save_strategy="steps" if config.save_every else "no",
-        save_steps=config.save_every * updates or 1,
-        save_total_limit=config.keep_checkpoints,
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
-
-
 def _run(
     config: TrainConfig,
-    parts: _Parts,
+    parts: Parts,
     out: Path,
     rows: list[Row],
     checkpoint: Path | None,
@@ -329,7 +196,7 @@ def _run(
             reward_funcs=rewards,
             train_dataset=data,
             processing_class=parts.tokenizer,
-            updates_per_step=_updates(config),
+            updates_per_step=updates_per_step(config),
             on_step=on_step,
             dropout=config.dropout > 0,
         )
@@ -337,7 +204,7 @@ def _run(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
-def _evaluate(config: TrainConfig, parts: _Parts) -> tuple[EvalResult | None, EvalResult | None]:
+def _evaluate(config: TrainConfig, parts: Parts) -> tuple[EvalResult | None, EvalResult | None]:
     """Held-out scores after training, and of the base if asked for."""
     if not parts.held_out:
         return None, None
@@ -355,7 +222,7 @@ def _evaluate(config: TrainConfig, parts: _Parts) -> tuple[EvalResult | None, Ev
 
 def _result(
     config: TrainConfig,
-    parts: _Parts,
+    parts: Parts,
     rows: list[Row],
     status: str,
     reason: str | None,

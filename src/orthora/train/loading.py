@@ -1,0 +1,95 @@
+"""What a run needs, read and checked before anything is written."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
+from trl.trainer.utils import disable_dropout_in_model
+
+from orthora import models
+from orthora.adapters import adapt
+from orthora.config import TrainConfig
+from orthora.tasks import load_problems
+from orthora.train.rewards import OwnReward, import_reward, own_reward, verdict_reward
+from orthora.types import Problem
+
+
+@dataclass
+class Parts:
+    """What is loaded and checked before anything is written.
+
+    Attributes:
+        tokenizer: of the base model.
+        model: the base with fresh adapters.
+        train: training problems within the prompt limit.
+        held_out: problems to score at the end; may be empty.
+        dropped: training prompts over the limit.
+        reward: TRL reward function.
+    """
+
+    tokenizer: Any
+    model: PeftModel
+    train: list[Problem]
+    held_out: list[Problem]
+    dropped: int
+    reward: Any
+
+
+def load_parts(config: TrainConfig, reward: OwnReward | None) -> Parts:
+    """Read model and data and attach the adapters.
+
+    Raises:
+        ValueError: as `orthora.train` says, for model, data and adapter.
+    """
+    device = models.pick_device(config.device)
+    if reward is None and config.reward:
+        reward = import_reward(config.reward)
+    tokenizer = models.load_tokenizer(config.model)
+    train_problems, held_out = _problems(config)
+    kept = [
+        problem
+        for problem in train_problems
+        if len(models.prompt_ids(problem, tokenizer)) <= config.max_prompt_tokens
+    ]
+    if len(kept) < config.prompts_per_step:
+        raise ValueError(
+            f"{len(kept)} of {len(train_problems)} prompts are within max_prompt_tokens "
+            f"{config.max_prompt_tokens}, and a step needs {config.prompts_per_step}; raise "
+            "max_prompt_tokens, lower prompts_per_step, or give more data"
+        )
+    base = models.load_model(config.model, config.dtype, device)
+    disable_dropout_in_model(base)  # the policy that samples must be the policy that is updated
+    model = adapt(
+        base,
+        config.method,
+        rank=config.rank,
+        alpha=config.alpha,
+        target_modules=config.target_modules,
+        seed=config.seed,
+        dropout=config.dropout,
+    )
+    function = own_reward(reward) if reward else verdict_reward(config.reward_rule)
+    dropped = len(train_problems) - len(kept)
+    return Parts(tokenizer, model, kept, held_out, dropped, function)
+
+
+def _problems(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
+    """Training and held-out problems."""
+    if config.task == "arithmetic":
+        from orthora.tasks import arithmetic
+
+        drawn = arithmetic.problems("train", config.train_problems, seed=config.seed)
+        held_out = arithmetic.problems("test", config.eval_problems) if config.eval_problems else []
+        return drawn, held_out
+    columns = {
+        "prompt_column": config.prompt_column,
+        "answer_column": config.answer_column,
+        "template": config.prompt_template,
+    }
+    assert config.data is not None, "validated"
+    if config.eval_problems and not config.eval_data:
+        raise ValueError("eval_problems of task 'file' need eval_data, a file with held-out rows")
+    drawn = load_problems(config.data, split=config.data_split, **columns)
+    if not (config.eval_data and config.eval_problems):
+        return drawn, []
+    return drawn, load_problems(config.eval_data, split="test", **columns)[: config.eval_problems]
