@@ -3,7 +3,8 @@
 `orthora.methods()`, `orthora.train(config)` and `orthora.evaluate(config)` are public functions,
 and ``methods/``, ``train/`` and ``evaluate.py`` are where their code lives. Python binds a
 submodule to its name in the package whenever it is first imported, so a function of that name
-would be lost to whoever imports the submodule. Making the module itself callable gives both, in any order.
+would be lost to whoever imports the submodule. Making the module itself callable gives both, in
+any order.
 """
 
 import sys

@@ -69,11 +69,11 @@ def _methods(arguments: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from orthora import methods
+    from orthora.methods import registry
 
     table = Table("name", "start", "anchored", "reference")
-    for name in methods.names():
-        record = methods.get(name)
+    for name in registry.names():
+        record = registry.get(name)
         alias = f" ({', '.join(record.aliases)})" if record.aliases else ""
         anchored = "yes" if record.anchored else "no"
         table.add_row(name + alias, record.claim, anchored, record.reference)

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from orthora import methods
+from orthora.methods import registry
 
 Config = TypeVar("Config", bound="_Strict")
 
@@ -143,7 +143,7 @@ class TrainConfig(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
-        methods.get(self.method)
+        registry.get(self.method)
         if self.prompts_per_step % self.mini_batch_prompts:
             raise ValueError(
                 f"prompts_per_step {self.prompts_per_step} is not a multiple of "

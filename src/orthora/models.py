@@ -41,7 +41,7 @@ def load_model(model: str, dtype: str, device: str) -> Any:
     name = resolve(model)
     _check_folder(name)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
     except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -124,5 +124,6 @@ def load_adapter(model: Any, adapter: str) -> Any:
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"adapter {adapter!r} does not fit the model: {line} (is it the base it was trained on?)"
+            f"adapter {adapter!r} does not fit the model: {line} (is this the base it was "
+            "trained on?)"
         ) from error

@@ -9,7 +9,7 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from orthora import methods
 from orthora.adapters.layers import AnchoredConv1D, AnchoredLinear, set_start
 from orthora.adapters.model import AnchoredCausalLM, AnchoredModel
+from orthora.methods import Method, registry
 
 ADAPTER = "default"
 _SLOW_ELEMENTS = 50_000_000  # above this many weights the start takes seconds: show progress
@@ -86,7 +86,7 @@ def adapt(
             or Inf, naming the module; quantised or meta weights, fused MoE experts, embeddings, or
             a model that already carries adapters. The model is then left as it was.
     """
-    record = methods.get(method)
+    record = registry.get(method)
     _refuse_unfit(model, target_modules)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(f"rank must be a positive int, got {rank!r}")
@@ -107,11 +107,12 @@ def adapt(
             parameter.requires_grad_(trained_before[name])
         raise
     targets = target_modules if isinstance(target_modules, str) else tuple(target_modules)
-    peft_model.orthora = AdapterRecord(record.name, rank, alpha, targets, seed, tuple(layers))
+    how = AdapterRecord(record.name, rank, alpha, targets, seed, tuple(layers))
+    peft_model.__dict__["orthora"] = how  # past nn.Module, which holds tensors and modules
     return peft_model
 
 
-def adapted_layers(model: PeftModel) -> dict[str, BaseTunerLayer]:
+def adapted_layers(model: PeftModel) -> dict[str, Any]:
     """The adapted layers by the name they have in the base model, in model order."""
     prefix = "base_model.model."
     return {
@@ -158,7 +159,7 @@ def _refuse_unfit(model: PreTrainedModel, targets: str | list[str]) -> None:
 
 def _wrap(
     model: PreTrainedModel,
-    record: methods.Method,
+    record: Method,
     rank: int,
     alpha: float,
     targets: str | list[str],
@@ -193,7 +194,7 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
-def _check_layers(layers: dict[str, BaseTunerLayer], rank: int, targets: str | list[str]) -> None:
+def _check_layers(layers: dict[str, Any], rank: int, targets: str | list[str]) -> None:
     """Every named target was matched, by a linear layer, that can hold the rank."""
     odd = [name for name, layer in layers.items() if not _is_linear(layer.get_base_layer())]
     if odd:
@@ -210,7 +211,7 @@ def _check_layers(layers: dict[str, BaseTunerLayer], rank: int, targets: str | l
                     f"target_modules names {target!r}, which matches no linear module; adapted "
                     f"would be {sorted({name.split('.')[-1] for name in layers})}"
                 )
-    shapes = {name: tuple(weight_of(cast(LoraLinear, m)).shape) for name, m in layers.items()}
+    shapes = {name: tuple(weight_of(m).shape) for name, m in layers.items()}
     small = [name for name, shape in shapes.items() if rank > min(shape)]
     if small:
         limit = min(min(shapes[name]) for name in small)
@@ -221,13 +222,11 @@ def _check_layers(layers: dict[str, BaseTunerLayer], rank: int, targets: str | l
         )
 
 
-def _start(
-    layers: dict[str, BaseTunerLayer], method: str, rank: int, scale: float, seed: int
-) -> None:
+def _start(layers: dict[str, Any], method: str, rank: int, scale: float, seed: int) -> None:
     """Compute and write the starting factors, module by module."""
     for name, layer in _progress(layers, f"starting {method} adapters"):
         try:
-            factors = methods.initialize(
+            factors = registry.initialize(
                 weight_of(layer), method, rank, scale=scale, seed=module_seed(seed, name)
             )
         except ValueError as error:
@@ -240,22 +239,21 @@ def module_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "little")
 
 
-def _progress(layers: dict[str, BaseTunerLayer], title: str) -> Iterator[tuple[str, LoraLinear]]:
+def _progress(layers: dict[str, Any], title: str) -> Iterator[tuple[str, LoraLinear]]:
     """Iterate with a bar on stderr when it will take more than a moment."""
-    size = sum(weight_of(cast(LoraLinear, layer)).numel() for layer in layers.values())
+    size = sum(weight_of(layer).numel() for layer in layers.values())
     quiet = size < _SLOW_ELEMENTS or not sys.stderr.isatty()
-    pairs = cast(list[tuple[str, LoraLinear]], list(layers.items()))
-    yield from track(pairs, title, console=Console(stderr=True), disable=quiet)
+    yield from track(list(layers.items()), title, console=Console(stderr=True), disable=quiet)
 
 
-def _verify(model: PeftModel, layers: dict[str, BaseTunerLayer]) -> None:
+def _verify(model: PeftModel, layers: dict[str, Any]) -> None:
     """Each layer equals its base layer on a random input, and only lora_A, lora_B train."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, layer in layers.items():
             base = layer.get_base_layer()
             weight = cast(Tensor, base.weight)
-            n = weight_of(cast(LoraLinear, layer)).shape[1]
+            n = weight_of(layer).shape[1]
             x = torch.randn(2, n, generator=generator).to(weight.device, weight.dtype)
             difference = float((layer(x) - base(x)).abs().max())
             if difference != 0.0:

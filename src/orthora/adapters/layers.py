@@ -6,7 +6,7 @@ anchor belongs to the adapter name, next to ``lora_A`` and ``lora_B`` but outsid
 that copies an adapter parameter by parameter (TRL's frozen ``ref``) copies its anchor with it.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraConfig
@@ -29,8 +29,8 @@ class AnchoredLinear(LoraLinear):
         super().update_layer(adapter_name, r, *args, **kwargs)
         if "anchor_A" not in self._modules:
             self.anchor_A, self.anchor_B = nn.ModuleDict(), nn.ModuleDict()
-        self.anchor_A[adapter_name] = _frozen_like(self.lora_A[adapter_name])
-        self.anchor_B[adapter_name] = _frozen_like(self.lora_B[adapter_name])
+        self.anchor_A[adapter_name] = _frozen_like(cast(nn.Linear, self.lora_A[adapter_name]))
+        self.anchor_B[adapter_name] = _frozen_like(cast(nn.Linear, self.lora_B[adapter_name]))
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete the adapter together with its anchor."""
@@ -40,7 +40,7 @@ class AnchoredLinear(LoraLinear):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """``s (B A - B0 A0)`` in the base weight's layout, for merging."""
-        anchor = self.anchor_B[adapter].weight.float() @ self.anchor_A[adapter].weight.float()
+        anchor = weight(self.anchor_B, adapter).float() @ weight(self.anchor_A, adapter).float()
         anchor = transpose(anchor, self.fan_in_fan_out) * self.scaling[adapter]
         delta = super().get_delta_weight(adapter)
         return (delta.float() - anchor).to(delta.dtype)
@@ -67,7 +67,7 @@ class AnchoredLinear(LoraLinear):
         for name in self.active_adapters:
             if name not in self.lora_A:
                 continue
-            A, B = self.lora_A[name], self.lora_B[name]
+            A, B = cast(nn.Linear, self.lora_A[name]), self.lora_B[name]
             z = self.lora_dropout[name](self._cast_input_dtype(x, A.weight.dtype))
             update = B(A(z)) - self.anchor_B[name](self.anchor_A[name](z))
             result = result + update * self.scaling[name]
@@ -89,11 +89,16 @@ class AnchoredConv1D(AnchoredLinear):
 def set_start(layer: LoraLinear, adapter: str, A: Tensor, B: Tensor) -> None:
     """Write the starting factors A (r, n), B (m, r), and the anchor where the layer has one."""
     with torch.no_grad():
-        layer.lora_A[adapter].weight.copy_(A)
-        layer.lora_B[adapter].weight.copy_(B)
+        weight(layer.lora_A, adapter).copy_(A)
+        weight(layer.lora_B, adapter).copy_(B)
         if isinstance(layer, AnchoredLinear):
-            layer.anchor_A[adapter].weight.copy_(A)
-            layer.anchor_B[adapter].weight.copy_(B)
+            weight(layer.anchor_A, adapter).copy_(A)
+            weight(layer.anchor_B, adapter).copy_(B)
+
+
+def weight(factors: nn.ModuleDict, adapter: str) -> Tensor:
+    """The factor of one adapter, as its layer holds it."""
+    return cast(nn.Linear, factors[adapter]).weight
 
 
 def _frozen_like(linear: nn.Linear) -> nn.Linear:

@@ -16,7 +16,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weight
 from safetensors.torch import save_file
 from torch import Tensor
 
-from orthora.adapters.layers import AnchoredLinear
+from orthora.adapters.layers import AnchoredLinear, weight
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _ANCHOR_A, _ANCHOR_B = ".anchor_A.weight", ".anchor_B.weight"
@@ -27,17 +27,22 @@ class _Anchored(PeftModel):
 
     def save_pretrained(
         self,
-        save_directory: str | Path,
+        save_directory: str,
         safe_serialization: bool = True,
         selected_adapters: list[str] | None = None,
+        save_embedding_layers: str | bool = "auto",
         is_main_process: bool = True,
+        path_initial_model_for_weight_conversion: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Write each adapter as a plain LoRA of rank 2r that any PEFT loads on the untouched base.
 
         Raises:
-            ValueError: for ``safe_serialization=False``, or an unknown adapter name.
+            ValueError: for ``safe_serialization=False``, a conversion path (what is written is
+                converted already), or an unknown adapter name.
         """
+        if path_initial_model_for_weight_conversion is not None:
+            raise ValueError("anchored adapters are saved as plain LoRA; no conversion is needed")
         if not safe_serialization:
             raise ValueError("anchored adapters are saved as safetensors only")
         for name in selected_adapters or list(self.peft_config):
@@ -49,7 +54,7 @@ class _Anchored(PeftModel):
             folder = Path(save_directory) / ("" if name == "default" else name)
             folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-            plain_config(self, name).save_pretrained(folder)
+            plain_config(self, name).save_pretrained(str(folder))
 
     def load_adapter(
         self, model_id: str | Path, adapter_name: str, *args: Any, **kwargs: Any
@@ -136,7 +141,7 @@ def restore(model: PeftModel, adapter: str, tensors: Mapping[str, Tensor]) -> No
                 f"{2 * r} form of this rank {r} adapter; use the rank of the run that wrote it"
             )
         with torch.no_grad():
-            layer.lora_A[adapter].weight.copy_(A[:r])
-            layer.anchor_A[adapter].weight.copy_(A[r:])
-            layer.lora_B[adapter].weight.copy_(B[:, :r])
-            layer.anchor_B[adapter].weight.copy_(-B[:, r:])
+            weight(layer.lora_A, adapter).copy_(A[:r])
+            weight(layer.anchor_A, adapter).copy_(A[r:])
+            weight(layer.lora_B, adapter).copy_(B[:, :r])
+            weight(layer.anchor_B, adapter).copy_(-B[:, r:])

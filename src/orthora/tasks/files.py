@@ -17,14 +17,14 @@ def load_problems(
     answer_column: str = "answer",
     template: str = "{prompt}",
 ) -> list[Problem]:
-    """Read a data set and map its columns.
+    r"""Read a data set and map its columns.
 
     Args:
         data: a ``.jsonl``, ``.json`` or ``.parquet`` file, or a hub data set's name.
         split: of a hub data set.
         prompt_column: text, or a list of chat messages; dots reach into structs.
         answer_column: gold answer: a GSM8K solution (``#### 18``), a solution with a
-            ``\\boxed{}``, or the bare answer.
+            ``\boxed{}``, or the bare answer.
         template: wrapped around the text (of the last user message), at ``{prompt}``.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trl import GRPOConfig
+from trl.trainer.grpo_config import GRPOConfig
 
 from orthora.config import TrainConfig
 

@@ -1,8 +1,8 @@
 """TRL's GRPOTrainer with the measurements that RLVR through adapters needs, at every step.
 
 A *training step* is one rollout and all optimizer updates on it (TRL counts updates). After the
-last update the rollout's own tokens are scored once more under the new policy: a signal taken inside
-the last mini-batch underestimates the policy's movement by an order of magnitude.
+last update the rollout's own tokens are scored once more under the new policy: a signal taken
+inside the last mini-batch underestimates the policy's movement by an order of magnitude.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
-from trl import GRPOTrainer
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 Row = dict[str, Any]
 """One training step's metrics, by name."""

@@ -1,0 +1,131 @@
+"""Tiny random models and a tokenizer, built from configs: no test of this suite needs the network.
+
+Every factory is a plain function (``from conftest import make_model``) and a fixture of that name.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel, Qwen2Tokenizer
+
+torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+PAD, EOS, UNK = range(3)
+_BYTE = {" ": "Ġ", "\n": "Ċ"}  # as byte-level vocabularies write them
+ALPHABET = "\n !$()*+,-./0123456789:;=?ABC\\^_abcdefghijklmnopqrstuvwxyz{|}"
+VOCAB = 3 + len(ALPHABET)
+
+_COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+    "pad_token_id": PAD,
+    "bos_token_id": EOS,
+    "eos_token_id": EOS,
+}
+_GPT2 = {
+    "vocab_size": VOCAB,
+    "n_embd": 32,
+    "n_inner": 48,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 128,
+    "initializer_range": 0.2,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "tie_word_embeddings": True,
+    "pad_token_id": PAD,
+    "bos_token_id": EOS,
+    "eos_token_id": EOS,
+}
+_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "decoder_sparse_step": 1,
+    "head_dim": 8,
+}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("Qwen2", _COMMON),
+    "qwen2-tied": ("Qwen2", _COMMON | {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", _COMMON | {"head_dim": 8}),
+    "llama": ("Llama", _COMMON),
+    "gpt2": ("GPT2", _GPT2),
+    "phi3": ("Phi3", _COMMON),
+    "qwen3_moe": ("Qwen3Moe", _COMMON | _EXPERTS),
+}
+_HEADS = {"GPT2": "GPT2LMHeadModel"}
+
+
+def make_model(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
+    """A random causal language model of ``KINDS`` in evaluation mode; the seed fixes its weights.
+
+    ``gpt2`` stores weights transposed (Conv1D) and ties its head, ``phi3`` fuses q, k, v and the
+    two MLP inputs, ``qwen3_moe`` stacks its experts in three-dimensional tensors.
+    """
+    family, fields = KINDS[kind]
+    config = getattr(transformers, f"{family}Config")(**fields)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = getattr(transformers, _HEADS.get(family, f"{family}ForCausalLM"))(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # zeros by default, which would hide a bias that gets lost
+                torch.nn.init.normal_(parameter, std=0.2)
+    return model.to(dtype).eval()
+
+
+def tokenizer() -> Qwen2Tokenizer:
+    """One token per character of ``ALPHABET``; pads on the left, with ``<pad>`` and ``<eos>``."""
+    vocabulary = ["<pad>", "<eos>", "<unk>", *(_BYTE.get(c, c) for c in ALPHABET)]
+    return Qwen2Tokenizer(
+        vocab={token: i for i, token in enumerate(vocabulary)},
+        merges=[],
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+        model_max_length=128,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save_model(
+    kind: str, folder: str | Path, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Path:
+    """Write ``make_model(kind, dtype, seed)`` and the tokenizer to ``folder``."""
+    make_model(kind, dtype, seed).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return Path(folder)
+
+
+@pytest.fixture(name="make_model", scope="session")
+def _make_model() -> Callable[..., PreTrainedModel]:
+    return make_model
+
+
+@pytest.fixture(name="tokenizer", scope="session")
+def _tokenizer() -> Callable[[], Qwen2Tokenizer]:
+    return tokenizer
+
+
+@pytest.fixture(name="save_model", scope="session")
+def _save_model() -> Callable[..., Path]:
+    return save_model
