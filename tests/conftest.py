@@ -116,6 +116,41 @@ def save_model(
     return Path(folder)
 
 
+def token_ids() -> torch.Tensor:
+    """Two rows of twenty different tokens."""
+    return torch.arange(UNK + 1, UNK + 41).view(2, 20)
+
+
+def logits(model: Any) -> torch.Tensor:
+    """What the model says of ``token_ids()``, in evaluation mode."""
+    model.eval()
+    with torch.no_grad():
+        return model(input_ids=token_ids()).logits
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    """Gradient of the language-model loss on ``token_ids()``, left on the parameters as well."""
+    model.train()
+    model.zero_grad()
+    model(input_ids=token_ids(), labels=token_ids()).loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def adamw_steps(model: Any, steps: int = 3, learning_rate: float = 1e-3) -> None:
+    """Some AdamW updates of everything that asks for a gradient, without weight decay."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    for _ in range(steps):
+        gradients(model)
+        optimizer.step()
+    model.zero_grad()
+
+
+def snapshot(model: Any) -> dict[str, torch.Tensor]:
+    """Copies of all parameters, by name."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
 @pytest.fixture(name="make_model", scope="session")
 def _make_model() -> Callable[..., PreTrainedModel]:
     return make_model

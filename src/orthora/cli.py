@@ -65,12 +65,15 @@ def quiet_libraries() -> None:
 
 def _methods(arguments: list[str]) -> None:
     """List the initialisations."""
-    _parse(_Nothing, arguments, "methods")
+    options = _parse(_MethodsOptions, arguments, "methods")
     from rich.console import Console
     from rich.table import Table
 
     from orthora.methods import registry
 
+    if options.markdown:
+        print(registry.markdown())
+        return
     table = Table("name", "start", "anchored", "reference")
     for name in registry.names():
         record = registry.get(name)
@@ -158,8 +161,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 @dataclass(frozen=True)
-class _Nothing:
-    """No options."""
+class _MethodsOptions:
+    markdown: bool = False
+    """Print README's table."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from orthora.linalg import check_rank, check_weight
 from orthora.types import Factors
 
 
+@runtime_checkable
 class Init(Protocol):
     """Contract of a method: ``(W, rank, *, scale, generator) -> Factors``, pure.
 
@@ -84,6 +85,17 @@ def get(name: str) -> Method:
     near = difflib.get_close_matches(key, [*_METHODS, *_ALIASES], n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown method {name!r}.{hint} Available: {', '.join(names())}")
+
+
+def markdown() -> str:
+    """The registry as README's table."""
+    lines = ["| name | start | anchored | reference |", "| --- | --- | --- | --- |"]
+    for name in names():
+        record = _METHODS[name]
+        alias = f" ({', '.join(f'`{a}`' for a in record.aliases)})" if record.aliases else ""
+        anchored = "yes" if record.anchored else "no"
+        lines.append(f"| `{name}`{alias} | {record.claim} | {anchored} | {record.reference} |")
+    return "\n".join(lines)
 
 
 def initialize(

@@ -58,6 +58,7 @@ def load_parts(config: TrainConfig, reward: OwnReward | None) -> Parts:
             "max_prompt_tokens, lower prompts_per_step, or give more data"
         )
     base = models.load_model(config.model, config.dtype, device)
+    _check_fit(config, base, [models.prompt_ids(problem, tokenizer) for problem in kept[:256]])
     disable_dropout_in_model(base)  # the policy that samples must be the policy that is updated
     model = adapt(
         base,
@@ -71,6 +72,25 @@ def load_parts(config: TrainConfig, reward: OwnReward | None) -> Parts:
     function = own_reward(reward) if reward else verdict_reward(config.reward_rule)
     dropped = len(train_problems) - len(kept)
     return Parts(tokenizer, model, kept, held_out, dropped, function)
+
+
+def _check_fit(config: TrainConfig, base: Any, prompts: list[list[int]]) -> None:
+    """The sequences are within the model's positions, and the tokens within its vocabulary."""
+    positions = getattr(base.config, "max_position_embeddings", None)
+    longest = config.max_prompt_tokens + config.max_response_tokens
+    if positions and longest > positions:
+        raise ValueError(
+            f"max_prompt_tokens {config.max_prompt_tokens} + max_response_tokens "
+            f"{config.max_response_tokens} exceed the {positions} positions of {config.model!r}; "
+            "lower them"
+        )
+    vocabulary = base.get_input_embeddings().weight.shape[0]
+    largest = max(max(ids) for ids in prompts)
+    if largest >= vocabulary:
+        raise ValueError(
+            f"the tokenizer gives token id {largest}, and {config.model!r} has {vocabulary} "
+            "embeddings; use the tokenizer that belongs to the model"
+        )
 
 
 def _problems(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:

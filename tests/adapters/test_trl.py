@@ -1,0 +1,282 @@
+import functools
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import logits, make_model, snapshot, tokenizer
+from datasets import Dataset
+from peft import PeftModel
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+import orthora
+from orthora import methods
+from orthora.adapters import adapted_layers
+from orthora.config import TrainConfig
+from orthora.train.rlvr import grpo_config
+from orthora.train.trainer import RLVRTrainer
+
+RANK, ALPHA, SEED = 4, 6.0, 3
+ANCHORED = [name for name in orthora.methods() if methods.get(name).anchored]
+UPDATES = 2  # optimizer updates on each rollout
+FACTORS = ("lora_A", "lora_B", "anchor_A", "anchor_B")
+PROMPTS = ["1+2=", "3+4=", "5+6=", "7+8=", "9-1=", "8-3=", "7-5=", "6-2="]
+DATA = Dataset.from_list([{"prompt": p, "answer": p[0], "id": p} for p in PROMPTS])
+
+
+def adapt(method):
+    model = make_model("qwen2")
+    return orthora.adapt(model, method, rank=RANK, alpha=ALPHA, seed=SEED)
+
+
+def token_sum(completion_ids, **_):
+    """A reward that differs inside nearly every group, so that every update has a gradient."""
+    return [float(sum(ids) % 7) for ids in completion_ids]
+
+
+def settings(folder, learning_rate, beta, rollouts, save):
+    """The run as `orthora.train` would tell it to TRL."""
+    config = TrainConfig(
+        model="unused",
+        out="unused",
+        task="arithmetic",
+        learning_rate=learning_rate,
+        beta=beta,
+        weight_decay=0.0,
+        steps=rollouts,
+        prompts_per_step=2 * UPDATES,
+        group_size=2,
+        mini_batch_prompts=2,
+        micro_batch=4,
+        max_response_tokens=6,
+        overlong_buffer=0,
+        save_every=1 if save else 0,
+        seed=SEED,
+        device="cpu",
+    )
+    return grpo_config(config, Path(folder), "cpu")
+
+
+def stock_settings(folder, learning_rate, beta, rollouts, save):
+    """The same run in TRL's own words, with its defaults where they do not hurt on a CPU."""
+    return GRPOConfig(
+        output_dir=str(folder),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        seed=SEED,
+        learning_rate=learning_rate,
+        beta=beta,
+        max_steps=UPDATES * rollouts,
+        per_device_train_batch_size=4,
+        steps_per_generation=UPDATES,
+        num_generations=2,
+        max_completion_length=6,
+        logging_steps=1,
+        save_strategy="steps" if save else "no",
+        save_steps=UPDATES,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+class Watch(TrainerCallback):
+    """Keeps TRL's own KL to the reference, which the last update on a rollout has seen."""
+
+    def __init__(self):
+        self.trainer, self.kl = None, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.kl += self.trainer._metrics["train"].get("kl", [])
+
+
+def make_trainer(trainer, model, folder, learning_rate, beta, rollouts, save=False):
+    watch, rows = Watch(), []
+    common = {
+        "model": model,
+        "reward_funcs": [token_sum],
+        "train_dataset": DATA,
+        "processing_class": tokenizer(),
+        "callbacks": [watch],
+    }
+    if trainer == "orthora":
+        args = settings(folder, learning_rate, beta, rollouts, save)
+        built = RLVRTrainer(args=args, updates_per_step=UPDATES, on_step=rows.append, **common)
+    else:
+        args = stock_settings(folder, learning_rate, beta, rollouts, save)
+        built = GRPOTrainer(args=args, **common)
+    watch.trainer = built
+    return built, watch, rows
+
+
+def base_part(values):
+    return {n: v for n, v in values.items() if ".lora_" not in n and ".anchor_" not in n}
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def pick(values, *kinds, adapter="default"):
+    return {n: v for n, v in values.items() if any(f".{k}.{adapter}." in n for k in kinds)}
+
+
+@functools.cache
+def base_logits():
+    return logits(make_model("qwen2"))
+
+
+@pytest.fixture(scope="module", params=["orthora", "trl"])
+def trainer(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.1], ids=["beta 0", "beta 0.1"])
+def beta(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["rlpo", *ANCHORED])
+def method(request):
+    return request.param
+
+
+def run_of(trainer, beta, method, learning_rate, rollouts, folder):
+    seen = SimpleNamespace(beta=beta, method=method, anchored=methods.get(method).anchored)
+    seen.model = adapt(method)
+    seen.start = snapshot(seen.model)
+    seen.trainer, watch, seen.rows = make_trainer(
+        trainer, seen.model, folder, learning_rate, beta, rollouts
+    )
+    seen.trainer.train()
+    seen.kl, seen.end, seen.logits = watch.kl, snapshot(seen.model), logits(seen.model)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def still(trainer, beta, method, tmp_path_factory):
+    """Four updates on two rollouts at learning rate 0."""
+    return run_of(trainer, beta, method, 0.0, 2, tmp_path_factory.mktemp("still"))
+
+
+@pytest.fixture(scope="module")
+def moved(trainer, beta, method, tmp_path_factory):
+    """Four real updates on two rollouts."""
+    return run_of(trainer, beta, method, 1e-3, 2, tmp_path_factory.mktemp("moved"))
+
+
+def test_at_learning_rate_0_the_model_stays_the_base_bit_by_bit(still):
+    assert still.trainer.state.global_step == 4
+    assert torch.equal(still.logits, base_logits())
+    assert equal({n: v for n, v in still.end.items() if ".ref." not in n}, still.start)
+
+
+def test_at_learning_rate_0_every_measured_kl_is_0(still):
+    assert bool(still.kl) == (still.beta > 0)
+    assert all(abs(value) <= 1e-6 for value in still.kl)
+    for row in still.rows:
+        assert all(abs(row[key]) <= 1e-6 for key in row if key.startswith("kl_"))
+    logged = [row["kl"] for row in still.trainer.state.log_history if "kl" in row]
+    assert all(abs(value) <= 1e-6 for value in logged)
+
+
+def test_real_updates_move_the_function_and_the_kl_shows_it(moved):
+    assert (moved.logits - base_logits()).abs().max() > 1e-3
+    assert len(moved.rows) in (0, 2)  # stock TRL hands over no rows
+    assert all(row["kl_base_k3"] > 1e-8 and row["kl_update_k3"] > 1e-8 for row in moved.rows)
+    assert (moved.beta > 0) == (max(moved.kl, default=0.0) > 1e-8)
+
+
+def test_exactly_the_factors_of_default_change(moved):
+    names = pick(moved.start, "lora_A", "lora_B").keys()
+    assert len(names) == 2 * len(adapted_layers(moved.model))
+    changed = {n for n in moved.start if not torch.equal(moved.start[n], moved.end[n])}
+    assert changed == names
+
+
+def test_anchors_are_the_start_bit_by_bit_and_frozen(moved):
+    anchors = pick(moved.end, "anchor_A", "anchor_B")
+    assert bool(anchors) == moved.anchored
+    for name, value in anchors.items():
+        assert torch.equal(value, moved.start[name.replace("anchor", "lora")])
+    trainable = {n for n, p in moved.model.named_parameters() if p.requires_grad}
+    assert trainable == pick(moved.start, "lora_A", "lora_B").keys()
+
+
+def test_the_optimizer_holds_the_factors_of_default_and_nothing_else(moved):
+    held = {id(p) for group in moved.trainer.optimizer.param_groups for p in group["params"]}
+    named = dict(moved.model.named_parameters())
+    assert held == {id(named[name]) for name in pick(moved.start, "lora_A", "lora_B")}
+
+
+def test_disabled_adapters_are_the_base_after_training(moved):
+    with moved.model.disable_adapter():
+        assert torch.equal(logits(moved.model), base_logits())
+
+
+def test_the_reference_adapter_of_trl_is_the_start_and_computes_the_base(moved):
+    assert ("ref" in moved.model.peft_config) == (moved.beta > 0)
+    for name in pick(moved.start, *FACTORS):
+        copy = moved.end.get(name.replace(".default.", ".ref."))
+        assert (copy is not None) == (moved.beta > 0)
+        assert copy is None or torch.equal(copy, moved.start[name])
+    if moved.beta > 0:
+        active = moved.model.active_adapter
+        try:
+            moved.model.set_adapter("ref")
+            assert torch.equal(logits(moved.model), base_logits())
+        finally:
+            moved.model.set_adapter(active)
+        assert torch.equal(logits(moved.model), moved.logits)
+
+
+def test_save_model_writes_what_plain_peft_loads_as_the_trained_function(moved, tmp_path):
+    moved.trainer.save_model(str(tmp_path))
+    loaded = PeftModel.from_pretrained(make_model("qwen2"), str(tmp_path))
+    assert (logits(loaded) - moved.logits).abs().max() <= 1e-5
+    if moved.beta > 0:
+        reference = PeftModel.from_pretrained(make_model("qwen2"), str(tmp_path / "ref"))
+        assert (logits(reference) - base_logits()).abs().max() <= 1e-5
+
+
+def test_an_export_after_training_is_the_trained_function(moved, tmp_path):
+    out = orthora.export_plain(moved.model, tmp_path / "out")
+    loaded = PeftModel.from_pretrained(make_model("qwen2"), str(out))
+    assert (logits(loaded) - moved.logits).abs().max() <= 1e-5
+    assert not (out / "ref").exists()
+
+
+def test_a_run_resumed_at_a_rollout_boundary_is_bit_equal_to_an_unbroken_one(
+    trainer, beta, method, tmp_path
+):
+    unbroken = adapt(method)
+    whole, _, _ = make_trainer(trainer, unbroken, tmp_path, 1e-3, beta, 2, save=True)
+    whole.train()
+    checkpoint = tmp_path / f"checkpoint-{UPDATES}"
+    resumed = adapt(method)
+    rest, _, _ = make_trainer(trainer, resumed, tmp_path / "rest", 1e-3, beta, 2, save=True)
+    rest.train(resume_from_checkpoint=str(checkpoint))
+    assert rest.state.global_step == whole.state.global_step == 2 * UPDATES
+    assert equal(snapshot(resumed), snapshot(unbroken))
+    start = snapshot(adapt(method))
+    assert equal(base_part(snapshot(resumed)), base_part(start))
+    assert equal(
+        pick(snapshot(resumed), "anchor_A", "anchor_B"), pick(start, "anchor_A", "anchor_B")
+    )
+
+
+def test_a_checkpoint_is_plain_lora_of_the_policy_at_that_update(trainer, beta, method, tmp_path):
+    model = adapt(method)
+    seen = {}
+
+    class Record(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            seen[state.global_step] = logits(model)
+
+    built, _, _ = make_trainer(trainer, model, tmp_path, 1e-3, beta, 1, save=True)
+    built.add_callback(Record)
+    built.train()
+    folder = tmp_path / f"checkpoint-{UPDATES}"
+    loaded = PeftModel.from_pretrained(make_model("qwen2"), str(folder))
+    assert (logits(loaded) - seen[UPDATES]).abs().max() <= 1e-5

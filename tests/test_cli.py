@@ -1,0 +1,97 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from orthora import methods
+from orthora.cli import COMMANDS, main
+from orthora.config import TrainConfig
+
+
+def run(capsys, *arguments):
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_lists_every_command(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for command in COMMANDS:
+        assert f"orthora {command}" in out
+
+
+def test_the_command_line_is_frozen():
+    """A new flag is a decision: it is a config field, and it is listed here."""
+    assert sorted(COMMANDS) == ["demo", "eval", "export", "methods", "report", "train"]
+    assert len(TrainConfig.model_fields) == 54
+
+
+def test_methods_lists_the_registry(capsys):
+    code, out, _ = run(capsys, "methods", "--markdown")
+    assert code == 0
+    for name in methods():
+        assert f"| `{name}`" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], ["unknown command 'trian'", "'train'"]),
+        (["train", "--config", "nofile"], ["nofile"]),
+        (["train", "--config"], ["--config"]),
+        (["train", "--config", "tiny", "--method", "pisa"], ["'pisa'", "'pissa'"]),
+        (["train", "--config", "tiny", "--rank", "0"], ["rank", "0"]),
+        (["train", "--config", "tiny", "--model", "/nowhere/at/all"], ["/nowhere/at/all"]),
+        (["train", "--config", "tiny", "--rank", "999"], ["999", "q_proj", "at most 128"]),
+        (["export", "--run", "/nowhere", "--out", "{tmp}/a"], ["/nowhere"]),
+        (["eval", "--model", "tiny", "--data", "/nowhere.jsonl"], ["/nowhere.jsonl"]),
+        (["report", "--runs", "/nowhere"], ["/nowhere"]),
+    ],
+)
+def test_bad_input_is_one_line_with_exit_code_2_and_no_output(capsys, tmp_path, arguments, words):
+    arguments = [a.replace("{tmp}", str(tmp_path)) for a in arguments]
+    if "--config" in arguments[:-1]:
+        arguments += ["--out", str(tmp_path / "run")]
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_flag_is_refused_with_a_suggestion():
+    done = subprocess.run(
+        [sys.executable, "-m", "orthora", "train", "--config", "tiny", "--learnin-rate", "3"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--learnin-rate" in done.stderr
+    assert "--learning-rate" in done.stderr
+
+
+def test_flags_override_the_file_and_the_result_lands_on_disk(capsys, tmp_path):
+    out = tmp_path / "run"
+    code, text, err = run(
+        capsys,
+        *["train", "--config", "tiny", "--out", str(out), "--method", "pissa", "--steps", "1"],
+        *["--prompts-per-step", "4", "--group-size", "4", "--mini-batch-prompts", "2"],
+        *["--micro-batch", "8", "--eval-problems", "4", "--eval-samples", "2"],
+    )
+    assert code == 0, err
+    assert "1 steps" in text
+    result = json.loads((out / "result.json").read_text())
+    assert (result["status"], result["method"], result["steps"]) == ("finished", "pissa", 1)
+    code, text, err = run(capsys, "export", "--run", str(out), "--out", str(tmp_path / "plain"))
+    assert code == 0, err
+    assert json.loads((tmp_path / "plain" / "adapter_config.json").read_text())["r"] == 16
+    code, text, err = run(
+        capsys,
+        *["eval", "--model", "tiny", "--adapter", str(out), "--task", "arithmetic"],
+        *["--problems", "4", "--samples", "2", "--max-response-tokens", "40"],
+    )
+    assert code == 0, err
+    assert "pass@1" in text

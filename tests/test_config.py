@@ -1,0 +1,80 @@
+import pytest
+from orthora.config import EvalConfig, TrainConfig, build, preset_names, read_toml, to_toml
+
+MINIMAL = {"model": "tiny", "out": "x", "task": "arithmetic"}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_validates_and_survives_a_round_trip_through_toml(name, tmp_path):
+    config = build(TrainConfig, name)
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config))
+    assert build(TrainConfig, file) == config
+
+
+def test_defaults_are_the_source_papers_table_2():
+    config = build(TrainConfig, "paper")
+    assert (config.rank, config.alpha, config.learning_rate) == (16, 32, 1e-5)
+    assert (config.prompts_per_step, config.group_size, config.mini_batch_prompts) == (128, 8, 32)
+    assert (config.max_prompt_tokens, config.max_response_tokens) == (512, 16384)
+    assert (config.clip_low, config.clip_high, config.dual_clip) == (0.2, 0.28, 10.0)
+    assert (config.overlong_buffer, config.overlong_penalty) == (4096, 1.0)
+    assert (config.beta, config.weight_decay, config.grad_clip) == (0.0, 0.1, 1.0)
+    assert (config.loss, config.schedule, config.target_modules) == (
+        "dapo",
+        "constant",
+        "all-linear",
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"learnin_rate": 1}, ["unknown config key 'learnin_rate'", "'learning_rate'"]),
+        ({"method": "pisa"}, ["'pisa'", "'pissa'"]),
+        ({"rank": 0}, ["rank", "0"]),
+        ({"rank": 2.5}, ["rank", "2.5"]),
+        ({"learning_rate": float("nan")}, ["learning_rate"]),
+        ({"learning_rate": -1}, ["learning_rate", "-1"]),
+        ({"prompts_per_step": 10, "mini_batch_prompts": 4}, ["10", "4"]),
+        ({"micro_batch": 7}, ["7"]),
+        ({"overlong_buffer": 16384}, ["16384"]),
+        ({"prompt_template": "no hole"}, ["{prompt}"]),
+        ({"task": "file"}, ["needs data"]),
+        ({"loss": "ppo"}, ["loss", "'ppo'"]),
+        ({"group_size": 1}, ["group_size", "1"]),
+        ({"dual_clip": 0.5}, ["dual_clip", "0.5"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_value(change, words):
+    with pytest.raises(ValueError) as error:
+        build(TrainConfig, MINIMAL | change)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_required_fields_have_no_default():
+    with pytest.raises(ValueError, match="model"):
+        build(TrainConfig, {"out": "x"})
+
+
+def test_a_config_is_frozen():
+    config = build(TrainConfig, MINIMAL)
+    with pytest.raises(ValueError, match="frozen"):
+        config.rank = 3
+
+
+def test_missing_and_broken_toml_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nofile.*presets?: paper, tiny"):
+        read_toml("nofile")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("rank = = 3")
+    with pytest.raises(ValueError, match=r"broken\.toml is not valid TOML"):
+        read_toml(broken)
+
+
+def test_greedy_evaluation_takes_one_sample():
+    with pytest.raises(ValueError, match="samples = 1"):
+        build(EvalConfig, {"model": "tiny", "task": "arithmetic", "temperature": 0})

@@ -1,0 +1,62 @@
+import re
+from pathlib import Path
+
+import orthora
+import torch
+from orthora.methods import registry
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def between(start, end):
+    return README.split(start, 1)[1].split(end, 1)[0]
+
+
+def test_the_methods_table_is_the_registry():
+    """Regenerate with `orthora methods --markdown`."""
+    assert between("<!-- methods -->\n", "<!-- /methods -->").strip() == registry.markdown()
+
+
+def test_the_five_lines_run_as_written(tmp_path, monkeypatch):
+    from datasets import Dataset
+    from orthora import tiny
+    from orthora.tasks import arithmetic
+    from peft import PeftModel
+    from trl import GRPOConfig, GRPOTrainer
+
+    code = re.search(r"<!-- test: five lines -->\n```python\n(.*?)```", README, re.S).group(1)
+    assert len(code.strip().splitlines()) == 5
+    model, tokenizer = tiny.load()
+    problems = arithmetic.problems("train", 8)
+    names = {
+        "GRPOTrainer": GRPOTrainer,
+        "model": model,
+        "tokenizer": tokenizer,
+        "reward": lambda completions, answer, **_: [
+            float(orthora.math_verdict(c, a).correct)
+            for c, a in zip(completions, answer, strict=True)
+        ],
+        "dataset": Dataset.from_list([{"prompt": p.prompt, "answer": p.answer} for p in problems]),
+        "args": GRPOConfig(
+            output_dir=str(tmp_path / "trl"),
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            max_steps=2,
+            num_generations=4,
+            per_device_train_batch_size=8,
+            max_completion_length=40,
+            learning_rate=1e-3,
+            report_to="none",
+            save_strategy="no",
+        ),
+    }
+    monkeypatch.chdir(tmp_path)
+    exec(code, names)
+    base, _ = tiny.load()
+    trained = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    ids = tokenizer(problems[0].prompt, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        names["model"].eval()
+        assert torch.equal(trained(ids).logits, names["model"](ids).logits)
+        assert not torch.equal(trained(ids).logits, tiny.load()[0](ids).logits)

@@ -1,0 +1,248 @@
+import json
+import math
+
+import orthora
+import pytest
+import torch
+from conftest import save_model
+from orthora.config import read_toml
+from orthora.train.rewards import overlong_penalty
+from orthora.train.trainer import _kl
+from safetensors.torch import load_file, save_file
+
+SMALL = {
+    "prompts_per_step": 4,
+    "group_size": 4,
+    "mini_batch_prompts": 2,
+    "micro_batch": 8,
+    "eval_problems": 0,
+    "threads": 1,
+}
+
+
+def run(tmp_path, name="run", **changes):
+    config = read_toml("tiny") | SMALL | {"out": str(tmp_path / name)} | changes
+    return orthora.train(config, progress=False), tmp_path / name
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def values_of(folder):
+    """Metrics without the times."""
+    return [
+        {k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows_of(folder)
+    ]
+
+
+def test_kl_estimators_agree_with_enumeration_and_k1_k3_are_unbiased():
+    torch.manual_seed(0)
+    p, q = torch.randn(7).log_softmax(0), torch.randn(7).log_softmax(0)
+    exact = float((p.exp() * (p - q)).sum())
+    # Every token with its probability as a weight is the expectation; repeats stand for weights.
+    counts = (p.exp() * 100_000).round().long()
+    tokens = torch.repeat_interleave(torch.arange(7), counts)
+    k1, k3 = _kl(p[tokens][None], q[tokens][None], torch.ones(1, len(tokens)))
+    assert k1 == pytest.approx(exact, rel=1e-3)
+    assert k3 == pytest.approx(exact, rel=1e-3)
+
+
+def test_kl_ignores_masked_tokens():
+    a, b = torch.zeros(1, 3), torch.tensor([[0.5, 0.0, 9.0]])
+    k1, k3 = _kl(a, b, torch.tensor([[1, 1, 0]]))
+    assert k1 == pytest.approx(-0.25)
+    assert k3 == pytest.approx((math.expm1(0.5) - 0.5) / 2)
+
+
+def test_overlong_penalty_follows_equation_13():
+    penalty = overlong_penalty(limit=20, buffer=8, factor=0.5)
+    lengths = [5, 12, 16, 20]
+    assert penalty(completion_ids=[[0] * n for n in lengths]) == [0.0, 0.0, -0.25, -0.5]
+
+
+@pytest.mark.parametrize("method", orthora.methods())
+def test_at_learning_rate_zero_nothing_moves(method, tmp_path):
+    result, folder = run(tmp_path, method=method, steps=1, learning_rate=0.0, rank=4)
+    row = result.final
+    assert abs(row["kl_update_k1"]) < 1e-6
+    assert row["kl_update_k3"] < 1e-6
+    assert abs(row["kl_base_k1"]) < 1e-6
+    assert row["kl_base_k3"] < 1e-6
+    assert result.peak_grad_norm > 0
+
+
+def test_a_run_is_bit_equal_twice_and_depends_on_its_seed(tmp_path):
+    _, first = run(tmp_path, "first", steps=2)
+    _, second = run(tmp_path, "second", steps=2)
+    _, other = run(tmp_path, "other", steps=2, seed=7)
+    assert values_of(first) == values_of(second)
+    assert values_of(first) != values_of(other)
+    a = load_file(first / "adapter" / "adapter_model.safetensors")
+    b = load_file(second / "adapter" / "adapter_model.safetensors")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("method", ["rlpo", "milora"])
+def test_resume_after_a_kill_continues_bit_equal(method, tmp_path):
+    settings = {"method": method, "save_every": 1, "keep_checkpoints": 9}
+    _, whole = run(tmp_path, "whole", steps=3, **settings)
+    _, broken = run(tmp_path, "broken", steps=3, **settings)
+    # What a kill in step 3 leaves behind: no adapter, no result, one row and checkpoint too many.
+    import shutil
+
+    shutil.rmtree(broken / "adapter")
+    (broken / "result.json").unlink()
+    last = max((broken / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name[11:]))
+    shutil.rmtree(last)
+    config = read_toml("tiny") | SMALL | {"out": str(broken), "steps": 3} | settings
+    result = orthora.train(config, resume=True, progress=False)
+    assert result.steps == 3
+    assert values_of(broken) == values_of(whole)
+    a = load_file(whole / "adapter" / "adapter_model.safetensors")
+    b = load_file(broken / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_resume_refuses_another_config_and_a_finished_run(tmp_path):
+    _, folder = run(tmp_path, steps=1)
+    config = read_toml("tiny") | SMALL | {"out": str(folder), "steps": 1}
+    with pytest.raises(ValueError, match="finished"):
+        orthora.train(config, resume=True)
+    import shutil
+
+    shutil.rmtree(folder / "adapter")
+    with pytest.raises(ValueError, match="differ: learning_rate"):
+        orthora.train(config | {"learning_rate": 2e-3}, resume=True)
+    with pytest.raises(ValueError, match="no run to resume"):
+        orthora.train(config | {"out": str(tmp_path / "none")}, resume=True)
+
+
+def test_the_run_folder_is_complete_and_the_exported_rank_is_stated(tmp_path):
+    result, folder = run(tmp_path, method="pissa", steps=1, eval_problems=4, eval_samples=2)
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "config.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "adapter",
+        "result.json",
+    }
+    assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["r"] == 16
+    assert json.loads((folder / "environment.json").read_text())["threads"] == 1
+    assert result.evaluation is not None
+    assert (result.evaluation.problems, result.evaluation.samples) == (4, 2)
+
+
+def test_an_output_folder_with_another_run_is_refused_and_untouched(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("x")
+    with pytest.raises(ValueError, match="already holds"):
+        run(tmp_path, steps=1)
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+
+
+def test_a_nan_reward_stops_the_run_and_the_folder_says_why(tmp_path):
+    config = read_toml("tiny") | SMALL | {"out": str(tmp_path / "run"), "steps": 1}
+    with pytest.raises(ValueError, match="the reward returned nan"):
+        orthora.train(config, reward=lambda response, answer: math.nan, progress=False)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert "the reward returned nan" in result["reason"]
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_an_own_reward_is_used(tmp_path):
+    config = read_toml("tiny") | SMALL | {"out": str(tmp_path / "run"), "steps": 1}
+    reward = tmp_path / "mine.py"
+    reward.write_text("def length(response, answer):\n    return float(len(response))\n")
+    result = orthora.train(config | {"reward": f"{reward}:length"}, progress=False)
+    assert result.final["reward"] > 3
+    with pytest.raises(ValueError, match="can't import the reward"):
+        orthora.train(config | {"out": str(tmp_path / "b"), "reward": f"{reward}:nothing"})
+
+
+def corrupt(folder, how):
+    weights = folder / "model.safetensors"
+    if how == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "no weights":
+        weights.unlink()
+    elif how == "no config":
+        (folder / "config.json").unlink()
+    else:
+        tensors = load_file(weights)
+        key = next(key for key in tensors if "up_proj" in key)
+        tensors[key][0, 0] = math.nan if how == "nan" else math.inf
+        save_file(tensors, weights, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("how", ["truncated", "no weights", "no config", "nan", "inf"])
+def test_a_corrupt_model_is_one_line_and_leaves_no_folder(how, tmp_path):
+    save_model("qwen2", tmp_path / "model")
+    corrupt(tmp_path / "model", how)
+    with pytest.raises(ValueError) as error:
+        run(tmp_path, steps=1, model=str(tmp_path / "model"), rank=2)
+    assert str(tmp_path / "model") in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "words"),
+    [
+        ('{"q": "1+1", "a": "2"}\n', {"prompt_column": "question"}, "no column 'question'"),
+        ('{"q": "1+1", "a": ""}\n', {}, "'a' is empty"),
+        ("", {}, "is empty"),
+        ("not json\n", {}, "can't read"),
+        ('{"q": "1+1", "a": "2"}\n', {"max_prompt_tokens": 1}, "max_prompt_tokens"),
+        (None, {}, "no data file"),
+    ],
+)
+def test_bad_data_is_one_line_and_leaves_no_folder(text, change, words, tmp_path):
+    data = tmp_path / "data.jsonl"
+    if text is not None:
+        data.write_text(text)
+    columns = {"task": "file", "data": str(data), "prompt_column": "q", "answer_column": "a"}
+    with pytest.raises(ValueError) as error:
+        run(tmp_path, steps=1, **(columns | change))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("targets", [["nothing"], "nothing"])
+def test_targets_that_match_nothing_leave_no_folder(targets, tmp_path):
+    with pytest.raises(ValueError, match="nothing"):
+        run(tmp_path, steps=1, target_modules=targets)
+    assert not (tmp_path / "run").exists()
+
+
+def test_gpt2_dropout_does_not_separate_rollout_from_update(tmp_path):
+    """GPT-2's default dropout is 0.1: left on, the update's KL at lr 0 would not be 0."""
+    folder = save_model("gpt2", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    dropout = {"attn_pdrop": 0.1, "resid_pdrop": 0.1, "embd_pdrop": 0.1}
+    (folder / "config.json").write_text(json.dumps(config | dropout))
+    result, _ = run(
+        tmp_path,
+        steps=1,
+        model=str(tmp_path / "model"),
+        rank=2,
+        learning_rate=0.0,
+        max_prompt_tokens=64,
+        max_response_tokens=8,
+    )
+    assert result.final["kl_update_k3"] < 1e-6
+
+
+@pytest.mark.slow
+def test_dapo_on_the_embedded_model_improves_over_the_base(tmp_path):
+    config = read_toml("tiny") | {"out": str(tmp_path / "run"), "method": "lora", "steps": 25}
+    config |= {"eval_base": True, "eval_problems": 192, "threads": 1}
+    result = orthora.train(config, progress=False)
+    assert result.evaluation is not None
+    assert result.base_evaluation is not None
+    assert result.evaluation.interval[0] > result.base_evaluation.interval[1]
