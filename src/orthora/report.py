@@ -180,10 +180,10 @@ def _page(runs: Sequence[RunView], title: str, date: str) -> str:
     what = f"{len(runs)} runs ({', '.join(f'{n} {status}' for status, n in counts.items())}) of "
     what += f"{join_names(methods)}. Settings that all recorded configurations share:"
     sections = (
-        ("What was run", f'<p class="prose">{escape(what)}</p>{_pairs(shared)}'),
         ("Findings", _list(findings(runs))),
         ("Summary", _summary_html(summary_rows(runs))),
         ("Training curves", _charts_html(runs)),
+        ("What was run", f'<p class="prose">{escape(what)}</p>{_pairs(shared)}'),
         ("How the numbers are defined", _pairs(_NOTES)),
         ("Runs in detail", "\n".join(map(_run_html, runs))),
     )

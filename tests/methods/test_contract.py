@@ -168,7 +168,9 @@ def test_names_are_sorted_and_unique():
 
 @pytest.mark.parametrize(("typo", "meant"), [("pisa", "pissa"), ("lora-rlp", "lora-rlpo")])
 def test_an_unknown_name_is_refused_with_the_nearest_and_the_whole_list(typo, meant):
-    with pytest.raises(ValueError, match=rf"unknown method '{typo}'. Did you mean '{meant}'\?") as e:
+    with pytest.raises(
+        ValueError, match=rf"unknown method '{typo}'. Did you mean '{meant}'\?"
+    ) as e:
         initialize(weight("tall"), typo, RANK)
     assert all(name in str(e.value) for name in orthora.methods())
 
@@ -208,7 +210,10 @@ def test_pissa_and_milora_carry_the_singular_part_for_every_scale(name, end, kin
     factors = initialize(W, name, RANK, scale=scale)
     U, S, V = triplets(W, end)
     assert distance(scale * product(factors), (U * S) @ V.mT) <= 1e-6 * float(S[0])
-    for gram in (factors.A.double() @ factors.A.double().mT, factors.B.double().mT @ factors.B.double()):
+    for gram in (
+        factors.A.double() @ factors.A.double().mT,
+        factors.B.double().mT @ factors.B.double(),
+    ):
         assert distance(gram, torch.diag(S / scale)) <= 1e-6 * float(S[0]) / scale  # split evenly
 
 
