@@ -25,10 +25,10 @@ demo: $(STAMP)  ## DAPO with five initialisations on the embedded model; writes 
 	$(BIN)/orthora demo $(DEMO)
 
 test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n auto $(TESTS)
 
 test-fast: $(STAMP)  ## tests without the slow ones
-	$(BIN)/python -m pytest -m 'not slow' $(TESTS)
+	$(BIN)/python -m pytest -n auto -m 'not slow' $(TESTS)
 
 lint: $(STAMP)  ## ruff, lint and format
 	$(BIN)/ruff check .

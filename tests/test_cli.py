@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+
 from orthora import methods
 from orthora.cli import COMMANDS, main
 from orthora.config import TrainConfig

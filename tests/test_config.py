@@ -1,4 +1,5 @@
 import pytest
+
 from orthora.config import EvalConfig, TrainConfig, build, preset_names, read_toml, to_toml
 
 MINIMAL = {"model": "tiny", "out": "x", "task": "arithmetic"}
@@ -41,13 +42,16 @@ def test_defaults_are_the_source_papers_table_2():
         ({"overlong_buffer": 16384}, ["16384"]),
         ({"prompt_template": "no hole"}, ["{prompt}"]),
         ({"task": "file"}, ["needs data"]),
+        ({"task": "file", "data": "a.jsonl", "eval_data": "b.jsonl"}, ["eval_problems"]),
+        ({"seed": -1}, ["seed", "-1"]),
+        ({"adam_betas": [2, 0.9]}, ["adam_betas", "2"]),
         ({"loss": "ppo"}, ["loss", "'ppo'"]),
         ({"group_size": 1}, ["group_size", "1"]),
         ({"dual_clip": 0.5}, ["dual_clip", "0.5"]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_value(change, words):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=r".+") as error:
         build(TrainConfig, MINIMAL | change)
     message = str(error.value)
     assert "\n" not in message

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from orthora.config import to_toml
 from orthora.demo import LOWER, SHARED, demo, plan
 

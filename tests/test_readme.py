@@ -1,8 +1,9 @@
 import re
 from pathlib import Path
 
-import orthora
 import torch
+
+import orthora
 from orthora.methods import registry
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
@@ -19,10 +20,11 @@ def test_the_methods_table_is_the_registry():
 
 def test_the_five_lines_run_as_written(tmp_path, monkeypatch):
     from datasets import Dataset
-    from orthora import tiny
-    from orthora.tasks import arithmetic
     from peft import PeftModel
     from trl import GRPOConfig, GRPOTrainer
+
+    from orthora import tiny
+    from orthora.tasks import arithmetic
 
     code = re.search(r"<!-- test: five lines -->\n```python\n(.*?)```", README, re.S).group(1)
     assert len(code.strip().splitlines()) == 5

@@ -2,6 +2,7 @@ import json
 import math
 
 import pytest
+
 from orthora import store
 
 
@@ -19,9 +20,13 @@ def test_json_holds_null_for_what_is_not_finite(tmp_path):
 
 
 def test_new_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), store.new_folder(tmp_path / "a") as folder:
-        (folder / "half").write_text("x")
-        raise RuntimeError
+    def fail():
+        with store.new_folder(tmp_path / "a") as folder:
+            (folder / "half").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert list(tmp_path.iterdir()) == []
     with store.new_folder(tmp_path / "a") as folder:
         (folder / "whole").write_text("x")

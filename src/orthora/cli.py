@@ -1,6 +1,7 @@
 """The command line: ``orthora methods | train | eval | export | demo | report``."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+
+from orthora.quiet import quiet_libraries
 
 HELP = """orthora: low-rank adaptation for reinforcement learning with verifiable rewards
 
@@ -18,7 +21,7 @@ HELP = """orthora: low-rank adaptation for reinforcement learning with verifiabl
   orthora demo                             compare five initialisations on the embedded model
   orthora report --runs DIR                print the table of a folder of runs, write its page
 
-orthora COMMAND --help explains a command."""
+orthora COMMAND --help explains a command. ORTHORA_DEBUG=1 shows tracebacks of errors."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,28 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}")
         COMMANDS[command](rest)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        if "ORTHORA_DEBUG" in os.environ:
+            raise
         print(f"orthora {command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"orthora {command}: interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def quiet_libraries() -> None:
-    """Keep other libraries' progress bars and notices out of our output; errors still show."""
-    import logging
-    import warnings
-
-    import datasets
-    import transformers
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    logging.getLogger("trl").setLevel(logging.ERROR)
 
 
 def _methods(arguments: list[str]) -> None:

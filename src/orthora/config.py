@@ -5,13 +5,14 @@ import json
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orthora.methods import registry
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Config = TypeVar("Config", bound="_Strict")
 
 
@@ -59,10 +60,10 @@ class TrainConfig(_Strict):
     alpha: float = Field(32.0, gt=0)
     """The adapter's scale is alpha / rank."""
     target_modules: str | list[str] = "all-linear"
-    """As in PEFT."""
+    """As in PEFT: ``all-linear``, names, or one regular expression."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """On the adapter's input."""
-    seed: int = 42
+    """On the adapter's input in the update; rollouts and measurements run without."""
+    seed: int = Field(42, ge=0, lt=2**32)
     """Of data order, sampling and random initialisations."""
 
     learning_rate: float = Field(1e-5, ge=0)
@@ -74,8 +75,8 @@ class TrainConfig(_Strict):
     warmup_steps: int = Field(0, ge=0)
     """Linear warm-up, in training steps."""
     weight_decay: float = Field(0.1, ge=0)
-    """Of AdamW, on A and B."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW, pulling A and B to 0 (not to the start)."""
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Of AdamW."""
     grad_clip: float = Field(1.0, gt=0)
     """Largest global gradient norm."""
@@ -89,7 +90,7 @@ class TrainConfig(_Strict):
     mini_batch_prompts: int = Field(32, ge=1)
     """Prompts' worth of responses in one optimizer update."""
     micro_batch: int = Field(8, ge=1)
-    """Responses in one forward and backward pass; memory only, not the result."""
+    """Responses in one forward and backward pass: memory, not the gradient (but entropy_bonus)."""
     max_prompt_tokens: int = Field(512, ge=1)
     """Longer prompts are dropped, and counted."""
     max_response_tokens: int = Field(16384, ge=1)
@@ -101,8 +102,8 @@ class TrainConfig(_Strict):
     top_k: int = Field(0, ge=0)
     """Candidates of the rollout; 0 is all."""
 
-    loss: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"
-    """``dapo`` is the token mean over the mini-batch."""
+    loss: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
+    """``dapo`` is the token mean, over a rollout's mean tokens per mini-batch (TRL's)."""
     advantage_scale: Literal["group", "batch", "none"] = "group"
     """What the advantage is divided by: standard deviation of its group, the batch, or nothing."""
     clip_low: float = Field(0.2, gt=0, lt=1)
@@ -163,6 +164,8 @@ class TrainConfig(_Strict):
             raise ValueError("prompt_template must contain {prompt}")
         if self.task == "file" and self.data is None:
             raise ValueError("task 'file' needs data, a JSONL or parquet file or a hub data set")
+        if self.task == "file" and bool(self.eval_data) != bool(self.eval_problems):
+            raise ValueError("eval_data and eval_problems (how many of its rows) go together")
         return self
 
 
@@ -203,7 +206,7 @@ class EvalConfig(_Strict):
     """Of the weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     """Of the samples."""
     out: str | None = None
     """JSON file to write; must not exist."""

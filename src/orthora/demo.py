@@ -141,7 +141,7 @@ def _run_all(configs: list[TrainConfig], jobs: int, steps: int) -> list[str]:
 def _worker(config: dict[str, Any]) -> None:
     """One run in a process of its own; it reports through its metrics log."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from orthora.cli import quiet_libraries
+    from orthora.quiet import quiet_libraries
     from orthora.train import train
 
     quiet_libraries()

@@ -1,11 +1,14 @@
 """Sampling and scoring: pass@k with intervals, truncation counted apart."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from orthora.callable_module import make_callable
 from orthora.config import EvalConfig, build
@@ -59,6 +62,8 @@ def evaluate(config: EvalConfig | dict[str, Any] | str | Path) -> EvalResult:
     config = build(EvalConfig, config)
     if config.out and Path(config.out).exists():
         raise ValueError(f"{config.out} exists; choose another file, or remove it")
+    if config.out:
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)  # fails now, not after the work
     device = models.pick_device(config.device)
     tokenizer = models.load_tokenizer(config.model)
     problems = eval_problems(config)
@@ -76,6 +81,7 @@ def evaluate(config: EvalConfig | dict[str, Any] | str | Path) -> EvalResult:
         batch=config.batch,
         rule=config.reward_rule,
         seed=config.seed,
+        progress=True,
     )
     if config.out:
         write_json(config.out, {"config": config.model_dump(mode="json"), **asdict(result)})
@@ -111,6 +117,7 @@ def score(
     batch: int = 256,
     rule: str = "robust",
     seed: int = 0,
+    progress: bool = False,
 ) -> EvalResult:
     """Sample ``samples`` responses per problem from a model in memory, and verify them.
 
@@ -127,6 +134,7 @@ def score(
         batch: responses generated at once.
         rule: of `orthora.math_verdict`.
         seed: of the samples.
+        progress: show a bar on a terminal.
 
     Returns:
         Scores with intervals.
@@ -138,16 +146,18 @@ def score(
         raise ValueError("no problems to score; check the data file")
     correct = [0] * len(problems)
     truncated = missing = tokens = 0
-    rows = _responses(
+    rows: Iterable[tuple[int, str, int, bool]] = _responses(
         model, tokenizer, problems, samples, max_tokens, temperature, top_p, batch, seed
     )
+    total = len(problems) * samples
+    if progress and sys.stderr.isatty():
+        rows = track(rows, "evaluating", total=total, console=Console(stderr=True))
     for index, text, length, cut in rows:
         verdict = math_verdict(text, problems[index].answer, rule=rule)
         correct[index] += verdict.correct
         missing += verdict.answer is None
         truncated += cut
         tokens += length
-    total = len(problems) * samples
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
     at = {k: [pass_at_k(samples, c, k) for c in correct] for k in ks}
     return EvalResult(

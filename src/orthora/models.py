@@ -41,13 +41,22 @@ def load_model(model: str, dtype: str, device: str) -> Any:
     name = resolve(model)
     _check_folder(name)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
+        pair: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+        loaded, info = pair
     except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"can't load model {model!r}: {line} (missing, truncated or corrupt; give a model "
             "folder or hub name, or fetch it again)"
         ) from error
+    absent = [*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])]
+    if absent:
+        raise ValueError(
+            f"model {model!r}: {len(absent)} tensors are missing or of another shape, e.g. "
+            f"{sorted(absent)[0]!r}, and would stay random; fetch the checkpoint again"
+        )
     for key, parameter in loaded.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise ValueError(
@@ -66,9 +75,17 @@ def load_tokenizer(model: str) -> Any:
     _check_folder(resolve(model))
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve(model), padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers raises bare Exception on a corrupt file
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"can't load the tokenizer of {model!r}: {line}") from error
+        raise ValueError(
+            f"can't load the tokenizer of {model!r}: {line} (see tokenizer.json and "
+            "tokenizer_config.json)"
+        ) from error
+    if not tokenizer("1")["input_ids"]:
+        raise ValueError(
+            f"the tokenizer of {model!r} gives no tokens: its files are missing or empty; save the "
+            "tokenizer beside the model"
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {model!r} has no eos token; set one and save it again")
     if tokenizer.pad_token_id is None:

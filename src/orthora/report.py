@@ -86,7 +86,7 @@ def print_table(runs: Sequence[RunView]) -> None:
         table.add_row(*(Text(cell(row)) for _, cell in COLUMNS))
     console = Console()
     if not console.is_terminal:  # a log has no width; 80 columns would cut the numbers
-        console = Console(width=140)
+        console = Console(width=max(console.width, 160))
     console.print(table)
 
 

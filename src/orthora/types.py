@@ -44,9 +44,10 @@ class Subspace:
         V: (n, r) right singular vectors.
         residual: ``max(|W V - U S|_2, |W' U - V S|_2) / |W|_2``, measured on the returned tensors.
         orthonormality: ``max(|U'U - I|_max, |V'V - I|_max)``, measured on the returned tensors.
-        gap: relative distance ``|sigma_in - sigma_out| / sigma_in`` between the last singular value
-            inside the group and the first outside it. The angle of a computed subspace to the true
-            one is known only up to about ``residual / gap``; 0 means that the group is ambiguous.
+        gap: ``|sigma_in - sigma_out| / sigma_1`` between the last singular value inside the group
+            and the first outside it; 1 if nothing is outside. The sine of the angle between a
+            computed subspace and the true one is at most about ``residual / gap`` (Wedin); 0 means
+            that the group is ambiguous.
         path: the algorithm that produced it, e.g. ``"svd-float64"``.
     """
 

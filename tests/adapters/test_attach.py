@@ -395,6 +395,24 @@ REFUSED = {
     "Inf": ("qwen2", spoil(DOWN, math.inf), {}, [DOWN, "Inf"]),
     "meta": ("qwen2", one_on_meta, {}, ["meta", "model.layers.1.mlp.up_proj.weight"]),
     "fused experts": ("qwen3_moe", unchanged, {}, ["expert", "gate_up_proj", "target_modules"]),
+    "experts by their old names": (
+        "qwen3_moe",
+        unchanged,
+        {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]},
+        ["experts"],
+    ),
+    "experts by name": (
+        "qwen3_moe",
+        unchanged,
+        {"target_modules": ["q_proj", "experts"]},
+        ["experts"],
+    ),
+    "router": (
+        "qwen3_moe",
+        unchanged,
+        {"target_modules": ["q_proj", "mlp.gate"]},
+        ["model.layers.0.mlp.gate"],
+    ),
     "quantised by method": ("qwen2", mark_quantised, {}, ["quantised", "bitsandbytes"]),
     "quantised by flag": ("qwen2", mark_quantised_flag, {}, ["quantised"]),
 }
@@ -435,6 +453,11 @@ def test_a_refusal_names_the_cause_and_leaves_the_model_as_it_was(case, method):
         adapt(model, **{"method": method} | options)
     assert all(word in str(raised.value) for word in words)
     assert_same_condition(condition(model), before)
+
+
+def test_what_is_no_model_is_refused_by_its_type():
+    with pytest.raises(ValueError, match="got str"):
+        orthora.adapt("qwen2")
 
 
 @pytest.mark.parametrize("method", NAMES)

@@ -279,9 +279,9 @@ def test_at_learning_rate_0_a_bfloat16_base_has_kl_0_as_well(trainer, beta, star
 
 
 @pytest.mark.parametrize("started", ["rlpo", "pissa"])
-def test_gradient_checkpointing_changes_memory_and_not_the_result(trainer, beta, started, tmp_path):
+def test_gradient_checkpointing_changes_memory_and_not_the_result(trainer, started, tmp_path):
     plain, frugal = (
-        run_of(trainer, beta, adapt(started), 1e-3, tmp_path, gradient_checkpointing=on)
+        run_of(trainer, 0.1, adapt(started), 1e-3, tmp_path, gradient_checkpointing=on)
         for on in (False, True)
     )
     assert equal(plain.end, frugal.end)

@@ -63,9 +63,10 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """Shapes in signatures are executed in tests; users meet the messages of the code instead."""
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def reference(W: Tensor, end: str, rank: int, positive: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,6 +145,26 @@ def test_the_naive_bottom_would_return_null_vectors():
     assert float(torch.linalg.svdvals(W @ bottom_subspace(W, 5).V)[-1]) >= 0.19
 
 
+@pytest.mark.parametrize(
+    ("values", "positive"),
+    [
+        ([1.0, 1e-3, 1e-6, 1e-7], 4),  # float32's tolerance would take the last two for null
+        ([1.0, 1e-3, 1e-12, 1e-18], 3),
+        ([1.0, 1e-3, 1e-15, 8e-16], 3),  # the tolerance is 4 * 2^-52 = 8.9e-16
+        ([1.0, 0.5, 0.0, 0.0], 2),
+    ],
+)
+def test_zero_is_decided_in_float64(values, positive):
+    W = torch.diag(torch.tensor(values, dtype=torch.float64))
+    bottom = bottom_subspace(W, 1)
+    assert float(bottom.S) == pytest.approx(values[positive - 1], rel=1e-12)
+    assert float(bottom.V[positive - 1]) == 1.0
+    assert bottom_subspace(W, positive).S.numel() == positive
+    if positive < 4:
+        with pytest.raises(ValueError, match=f"only {positive} of 4 singular values are positive"):
+            bottom_subspace(W, positive + 1)
+
+
 def test_bottom_of_a_wide_matrix_lies_in_its_row_space():
     W = spread(12, 40)
     rows = projector(torch.linalg.qr(W.mT).Q)
@@ -205,7 +226,7 @@ def test_the_certificate_equals_a_recomputation_in_numpy(case, dtype, end):
         outside = rank if end == "top" else positive - rank - 1
         gap = 1.0
         if 0 <= outside < len(S):
-            gap = abs(S[inside] - S[outside]) / max(S[inside], S[outside])
+            gap = abs(S[inside] - S[outside]) / S[0]
         assert ours.gap == pytest.approx(gap, rel=1e-9), rank
         assert ours.path == "svd-float64"
 

@@ -40,7 +40,7 @@ def weight(kind: str, dtype: torch.dtype = torch.float32) -> Tensor:
 def triplets(W: Tensor, end: str, rank: int = RANK) -> tuple[Tensor, Tensor, Tensor]:
     """Top or bottom singular triplets of positive singular value, by the plain float64 SVD."""
     U, S, Vh = torch.linalg.svd(W.double(), full_matrices=False)
-    positive = int((S > 1e-12 * S[0]).sum())
+    positive = int(S.gt(1e-12 * S[0]).sum())
     inside = slice(0, rank) if end == "top" else slice(positive - rank, positive)
     return U[:, inside], S[inside], Vh[inside].mT
 

@@ -107,9 +107,16 @@ class Net(nn.Module):
 
 
 def net() -> Net:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Net()
+    """Singular values 2, ..., 0.2 in constant ratio: PEFT's float32 subspaces are well defined."""
+    generator = torch.Generator().manual_seed(0)
+    model = Net()
+    for layer in model.children():
+        U, S, Vh = torch.linalg.svd(
+            torch.randn(layer.weight.shape, generator=generator), full_matrices=False
+        )
+        S = torch.logspace(math.log10(2.0), math.log10(0.2), S.numel())
+        layer.weight.data = (U * S) @ Vh
+    return model
 
 
 def projector(rows: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from orthora.methods import get, initialize
 
 TINY = 1e-5  # factors are float32
 PAIRS = [("pissa", "rlpo"), ("milora", "rlmo")]
+ORTHONORMAL = ["rlpo", "rlmo", "dct", "wavelet"]
 
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=40)
 seeds = st.integers(0, 2**31 - 1)
@@ -38,7 +39,7 @@ def gaussian(*shape: int, seed: int) -> Tensor:
 
 
 class Policy:
-    """Contexts, sampled actions and group-normalised rewards of one batch; m actions, n features."""
+    """One batch: contexts, sampled actions, advantages normalised in their group."""
 
     def __init__(self, W: Tensor, seed: int, prompts: int = 6, group: int = 8) -> None:
         m, n = W.shape
@@ -172,14 +173,13 @@ def test_theorem_4_1_update_ratio_for_policy_gradients(pair, seed, scale):
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 @pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
 def test_theorem_4_1_is_tight(pair, scale):
-    heavy, light = pair
+    heavy = pair[0]
     W, rank = gaussian(8, 6, seed=4), 3
     U, S, Vh = torch.linalg.svd(W)
     last = rank - 1 if heavy == "pissa" else 5
     G = U[:, 7:] @ Vh[last][None]  # reads the weakest direction inside, writes outside U_r
     one, two = (first_update(G, *start(W, x, rank, scale), scale, 1e-2)[0] for x in pair)
     assert frobenius(one) / frobenius(two) == pytest.approx(float(S[last]) / scale, rel=TINY)
-    assert light != heavy
 
 
 @repeatable
@@ -190,7 +190,7 @@ def test_theorem_5_2_the_factor_is_at_least_one_below_full_rank(seed, n, size, d
     assert spectral(torch.eye(n) - A.mT @ A) >= 1 - 1e-12
 
 
-@pytest.mark.parametrize("name", ["rlpo", "rlmo", "dct", "wavelet"])
+@pytest.mark.parametrize("name", ORTHONORMAL)
 @pytest.mark.parametrize("shape", [(9, 7), (7, 9), (8, 8)])
 def test_theorem_5_2_the_factor_is_one_for_orthonormal_rows(name, shape):
     W = gaussian(*shape, seed=1)
@@ -212,10 +212,7 @@ def test_theorem_5_2_the_factor_of_singular_value_weighted_rows(seed, size):
         assert factor > 1.0
 
 
-ROWS = ["rlpo", "rlmo", "dct", "wavelet", "lora", "lora-gaussian", "pissa", "geora"]
-
-
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", orthora.methods())
 @pytest.mark.parametrize("seed", range(3))
 def test_theorem_5_2_the_gap_to_full_fine_tuning_after_one_step(name, seed):
     W, eta = 2 * gaussian(8, 6, seed=seed), 0.05
@@ -229,7 +226,7 @@ def test_theorem_5_2_the_gap_to_full_fine_tuning_after_one_step(name, seed):
     assert frobenius(lora - full) <= eta * frobenius(G) * spectral(projection) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("name", ["rlpo", "rlmo", "dct", "wavelet", "lora-gaussian", "pissa"])
+@pytest.mark.parametrize("name", orthora.methods())
 @pytest.mark.parametrize("seed", range(2))
 def test_theorem_5_2_over_small_steps_the_gap_grows_by_at_most_the_factor(name, seed):
     W, eta, count = 2 * gaussian(8, 6, seed=seed), 1e-3, 50
@@ -265,7 +262,7 @@ def test_proposition_5_3_the_first_update_is_bounded_by_the_rows(seed, m, n, sca
             assert update <= scale**2 * full * (1 + TINY), name
 
 
-@pytest.mark.parametrize("name", ["rlpo", "rlmo", "dct", "wavelet"])
+@pytest.mark.parametrize("name", ORTHONORMAL)
 @pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
 def test_proposition_5_3_is_tight_at_a_gradient_inside_the_rows(name, scale):
     W = gaussian(8, 6, seed=2)

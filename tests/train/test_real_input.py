@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
-import orthora
 import pytest
 import torch
 from conftest import save_model
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+
+import orthora
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SETTINGS = {
@@ -46,7 +47,8 @@ needs_data = pytest.mark.skipif(
 @needs_data
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize(
-    ("kind", "method"), [("qwen2", "rlpo"), ("qwen3", "pissa"), ("llama", "geora"), ("gpt2", "rlmo")]
+    ("kind", "method"),
+    [("qwen2", "rlpo"), ("qwen3", "pissa"), ("llama", "geora"), ("gpt2", "rlmo")],
 )
 def test_two_steps_on_real_rows(kind, method, file, tmp_path):
     save_model(kind, tmp_path / "model")

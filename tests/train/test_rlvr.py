@@ -1,14 +1,16 @@
 import json
 import math
+import shutil
 
-import orthora
 import pytest
 import torch
 from conftest import save_model
+from safetensors.torch import load_file, save_file
+
+import orthora
 from orthora.config import read_toml
 from orthora.train.rewards import overlong_penalty
 from orthora.train.trainer import _kl
-from safetensors.torch import load_file, save_file
 
 SMALL = {
     "prompts_per_step": 4,
@@ -63,7 +65,7 @@ def test_overlong_penalty_follows_equation_13():
 
 @pytest.mark.parametrize("method", orthora.methods())
 def test_at_learning_rate_zero_nothing_moves(method, tmp_path):
-    result, folder = run(tmp_path, method=method, steps=1, learning_rate=0.0, rank=4)
+    result, _ = run(tmp_path, method=method, steps=1, learning_rate=0.0, rank=4)
     row = result.final
     assert abs(row["kl_update_k1"]) < 1e-6
     assert row["kl_update_k3"] < 1e-6
@@ -90,8 +92,6 @@ def test_resume_after_a_kill_continues_bit_equal(method, tmp_path):
     _, whole = run(tmp_path, "whole", steps=3, **settings)
     _, broken = run(tmp_path, "broken", steps=3, **settings)
     # What a kill in step 3 leaves behind: no adapter, no result, one row and checkpoint too many.
-    import shutil
-
     shutil.rmtree(broken / "adapter")
     (broken / "result.json").unlink()
     last = max((broken / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name[11:]))
@@ -105,13 +105,29 @@ def test_resume_after_a_kill_continues_bit_equal(method, tmp_path):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_resume_without_a_checkpoint_keeps_the_metrics(tmp_path):
+    _, folder = run(tmp_path, steps=1)
+    shutil.rmtree(folder / "adapter")
+    before = (folder / "metrics.jsonl").read_text()
+    config = read_toml("tiny") | SMALL | {"out": str(folder), "steps": 1}
+    with pytest.raises(ValueError, match="no checkpoint yet"):
+        orthora.train(config, resume=True)
+    assert (folder / "metrics.jsonl").read_text() == before
+
+
+def test_with_adapter_dropout_the_rollout_is_drawn_and_scored_without_it(tmp_path):
+    result, _ = run(tmp_path, method="pissa", steps=1, dropout=0.5, learning_rate=0.0)
+    plain, _ = run(tmp_path, "plain", method="pissa", steps=1, learning_rate=0.0)
+    for name in ("reward", "length"):
+        assert result.final[name] == plain.final[name]
+    assert result.final["kl_update_k3"] < 1e-6
+
+
 def test_resume_refuses_another_config_and_a_finished_run(tmp_path):
     _, folder = run(tmp_path, steps=1)
     config = read_toml("tiny") | SMALL | {"out": str(folder), "steps": 1}
     with pytest.raises(ValueError, match="finished"):
         orthora.train(config, resume=True)
-    import shutil
-
     shutil.rmtree(folder / "adapter")
     with pytest.raises(ValueError, match="differ: learning_rate"):
         orthora.train(config | {"learning_rate": 2e-3}, resume=True)
@@ -170,6 +186,10 @@ def corrupt(folder, how):
         weights.write_bytes(weights.read_bytes()[:-100])
     elif how == "no weights":
         weights.unlink()
+    elif how == "missing tensor":
+        tensors = load_file(weights)
+        del tensors[next(key for key in tensors if "up_proj" in key)]
+        save_file(tensors, weights, metadata={"format": "pt"})
     elif how == "no config":
         (folder / "config.json").unlink()
     else:
@@ -179,11 +199,13 @@ def corrupt(folder, how):
         save_file(tensors, weights, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("how", ["truncated", "no weights", "no config", "nan", "inf"])
+@pytest.mark.parametrize(
+    "how", ["truncated", "missing tensor", "no weights", "no config", "nan", "inf"]
+)
 def test_a_corrupt_model_is_one_line_and_leaves_no_folder(how, tmp_path):
     save_model("qwen2", tmp_path / "model")
     corrupt(tmp_path / "model", how)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=r".+") as error:
         run(tmp_path, steps=1, model=str(tmp_path / "model"), rank=2)
     assert str(tmp_path / "model") in str(error.value)
     assert "\n" not in str(error.value)
@@ -199,6 +221,8 @@ def test_a_corrupt_model_is_one_line_and_leaves_no_folder(how, tmp_path):
         ("not json\n", {}, "can't read"),
         ('{"q": "1+1", "a": "2"}\n', {"max_prompt_tokens": 1}, "max_prompt_tokens"),
         (None, {}, "no data file"),
+        ('{"q": "1+1", "a": ["2", "3"]}\n', {}, "holds a list"),
+        ('{"q": 3, "a": "2"}\n', {}, "neither text nor a list of messages"),
     ],
 )
 def test_bad_data_is_one_line_and_leaves_no_folder(text, change, words, tmp_path):
@@ -206,7 +230,7 @@ def test_bad_data_is_one_line_and_leaves_no_folder(text, change, words, tmp_path
     if text is not None:
         data.write_text(text)
     columns = {"task": "file", "data": str(data), "prompt_column": "q", "answer_column": "a"}
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=r".+") as error:
         run(tmp_path, steps=1, **(columns | change))
     assert words in str(error.value)
     assert "\n" not in str(error.value)

@@ -6,6 +6,7 @@ and nothing else trains.
 """
 
 import hashlib
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,24 +88,21 @@ def adapt(
             a model that already carries adapters. The model is then left as it was.
     """
     record = registry.get(method)
+    if isinstance(target_modules, str) and target_modules.isidentifier():
+        target_modules = [target_modules]  # a bare name matches nothing as a whole-name pattern
+    _check_arguments(rank, alpha, target_modules, dropout)
     _refuse_unfit(model, target_modules)
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank must be a positive int, got {rank!r}")
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive, got {alpha!r}")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}")
     trained_before = {name: p.requires_grad for name, p in model.named_parameters()}
-    peft_model = _wrap(model, record, rank, alpha, target_modules, dropout)
     try:
+        peft_model = _wrap(model, record, rank, alpha, target_modules, dropout)
         layers = adapted_layers(peft_model)
-        _check_layers(layers, rank, target_modules)
+        _check_layers(layers, rank)
+        if target_modules == "all-linear":
+            _check_complete(peft_model, model)
         _start(layers, record.name, rank, alpha / rank, seed)
         _verify(peft_model, layers)
     except BaseException:
-        peft_model.unload()
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trained_before[name])
+        _unwrap(model, trained_before)
         raise
     targets = target_modules if isinstance(target_modules, str) else tuple(target_modules)
     how = AdapterRecord(record.name, rank, alpha, targets, seed, tuple(layers))
@@ -126,6 +124,33 @@ def weight_of(layer: LoraLinear) -> Tensor:
     """The frozen weight as a matrix (m, n) with y = W x, whatever the layer stores."""
     weight = cast(Tensor, layer.get_base_layer().weight).detach()
     return weight.mT if isinstance(layer.get_base_layer(), Conv1D) else weight
+
+
+def _check_arguments(rank: int, alpha: float, targets: str | list[str], dropout: float) -> None:
+    """Numbers in range and targets of the right type."""
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"rank must be a positive int, got {rank!r}")
+    if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise ValueError(f"alpha must be a positive number, got {alpha!r}")
+    if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}")
+    names = targets if isinstance(targets, list | tuple | set) else [targets]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"target_modules must be 'all-linear', a list of names or a regular expression, got "
+            f"{targets!r}"
+        )
+
+
+def _unwrap(model: PreTrainedModel, trained: dict[str, bool]) -> None:
+    """Undo an injection, whole or half done: the base's own modules and flags again."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    model.__dict__.pop("peft_config", None)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained[name])
 
 
 def _refuse_unfit(model: PreTrainedModel, targets: str | list[str]) -> None:
@@ -155,6 +180,15 @@ def _refuse_unfit(model: PreTrainedModel, targets: str | list[str]) -> None:
             "layers can't wrap and 'all-linear' would silently skip; name the modules, e.g. "
             "target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj']"
         )
+    if not isinstance(targets, str):
+        modules = [name for name, _ in model.named_modules()]
+        for target in targets:
+            if not any(name == target or name.endswith("." + target) for name in modules):
+                hint = f"; fused experts ({fused[0]!r}) can't be adapted" if fused else ""
+                raise ValueError(
+                    f"target_modules names {target!r}, which matches no module{hint}; the linear "
+                    f"modules are {_linear_names(model)}"
+                )
 
 
 def _wrap(
@@ -183,19 +217,26 @@ def _wrap(
         config._register_custom_module({nn.Linear: AnchoredLinear, Conv1D: AnchoredConv1D})
         return (AnchoredCausalLM if causal else AnchoredModel)(model, config, adapter_name=ADAPTER)
     except ValueError as error:
-        linear = sorted({n.split(".")[-1] for n, m in model.named_modules() if _is_linear(m)})
+        regex = " (a string is a regular expression of the whole name; pass names as a list)"
+        hint = regex if isinstance(targets, str) and targets != "all-linear" else ""
         raise ValueError(
-            f"target_modules={targets!r} does not fit this model ({error}); its linear modules are "
-            f"{', '.join(linear)}"
+            f"target_modules={targets!r} does not fit this model{hint}: {error} Its linear modules "
+            f"are {_linear_names(model)}"
         ) from error
+
+
+def _linear_names(model: nn.Module) -> str:
+    """Last parts of the names of the linear modules, for messages."""
+    names = {name.split(".")[-1] for name, module in model.named_modules() if _is_linear(module)}
+    return ", ".join(sorted(names))
 
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
-def _check_layers(layers: dict[str, Any], rank: int, targets: str | list[str]) -> None:
-    """Every named target was matched, by a linear layer, that can hold the rank."""
+def _check_layers(layers: dict[str, Any], rank: int) -> None:
+    """Only linear layers were matched, and each can hold the rank."""
     odd = [name for name, layer in layers.items() if not _is_linear(layer.get_base_layer())]
     if odd:
         kind = type(layers[odd[0]].get_base_layer()).__name__
@@ -203,14 +244,6 @@ def _check_layers(layers: dict[str, Any], rank: int, targets: str | list[str]) -
             f"{odd[0]!r} is a {kind}; orthora starts adapters on linear layers only, take it out "
             "of target_modules"
         )
-    wanted = [targets] if isinstance(targets, str) else list(targets)
-    if not isinstance(targets, str):
-        for target in wanted:
-            if not any(name == target or name.endswith("." + target) for name in layers):
-                raise ValueError(
-                    f"target_modules names {target!r}, which matches no linear module; adapted "
-                    f"would be {sorted({name.split('.')[-1] for name in layers})}"
-                )
     shapes = {name: tuple(weight_of(m).shape) for name, m in layers.items()}
     small = [name for name, shape in shapes.items() if rank > min(shape)]
     if small:
@@ -219,6 +252,26 @@ def _check_layers(layers: dict[str, Any], rank: int, targets: str | list[str]) -
             f"rank {rank} does not fit {len(small)} modules, e.g. {small[0]!r} of shape "
             f"{shapes[small[0]]}; use a rank of at most {limit}, or leave them out of "
             "target_modules"
+        )
+
+
+def _check_complete(peft_model: PeftModel, model: PreTrainedModel) -> None:
+    """'all-linear' left out no linear module but the output head.
+
+    Raises:
+        ValueError: naming a module that would have been skipped without a word.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    inside = {id(sub) for m in adapted_layers(peft_model).values() for sub in m.modules()}
+    left = [
+        name
+        for name, module in model.named_modules()
+        if _is_linear(module) and module is not head and id(module) not in inside
+    ]
+    if left:
+        raise ValueError(
+            f"'all-linear' skipped {len(left)} linear modules, e.g. {left[0]!r}; name the modules "
+            "to adapt in target_modules"
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from peft import PeftModel
 
+from orthora.adapters.model import STATE_NAME
 from orthora.store import new_folder
 
 RECORD_NAME = "orthora.json"
@@ -32,6 +33,7 @@ def export_plain(model_or_run: PeftModel | str | Path, out_dir: str | Path) -> P
         if isinstance(model_or_run, PeftModel):
             model_or_run.save_pretrained(str(temporary), selected_adapters=["default"])
             (temporary / "README.md").unlink(missing_ok=True)  # PEFT's unfilled model card
+            (temporary / STATE_NAME).unlink(missing_ok=True)  # for resuming, not for others
             record = getattr(model_or_run, "orthora", None)
             if record is not None:
                 text = json.dumps(asdict(record), indent=2) + "\n"

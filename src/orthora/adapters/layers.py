@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.utils.other import transpose
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 
 class AnchoredLinear(LoraLinear):
@@ -25,7 +26,16 @@ class AnchoredLinear(LoraLinear):
     anchor_B: nn.ModuleDict
 
     def update_layer(self, adapter_name: str, r: int, *args: Any, **kwargs: Any) -> None:
-        """Create the adapter as PEFT does, and a zero anchor of the same shapes."""
+        """Create the adapter as PEFT does, and a zero anchor of the same shapes.
+
+        Raises:
+            ValueError: for DoRA, rsLoRA or per-module ranks, which the plain form can't hold.
+        """
+        config = kwargs.get("config")
+        odd = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
+        used = [key for key in odd if getattr(config, key, None)]
+        if used:
+            raise ValueError(f"{used[0]} does not combine with anchored layers; leave it out")
         super().update_layer(adapter_name, r, *args, **kwargs)
         if "anchor_A" not in self._modules:
             self.anchor_A, self.anchor_B = nn.ModuleDict(), nn.ModuleDict()
@@ -40,16 +50,16 @@ class AnchoredLinear(LoraLinear):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """``s (B A - B0 A0)`` in the base weight's layout, for merging."""
-        anchor = weight(self.anchor_B, adapter).float() @ weight(self.anchor_A, adapter).float()
-        anchor = transpose(anchor, self.fan_in_fan_out) * self.scaling[adapter]
-        delta = super().get_delta_weight(adapter)
-        return (delta.float() - anchor).to(delta.dtype)
+        A, B, A0, B0 = self._factors(adapter)
+        delta = ((B - B0) @ A + B0 @ (A - A0)) * self.scaling[adapter]
+        return transpose(delta, self.fan_in_fan_out)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Base output plus ``s (B A - B0 A0) x`` for each active adapter.
 
-        The difference is formed before it meets the base output, so that at the start, where A = A0
-        and B = B0, it is exactly zero. Both products see the same dropout mask.
+        Computed as ``s ((B - B0) A x + B0 (A - A0) x)`` in float32, whatever autocast says: B A x
+        and B0 A0 x differ by far less than their own size, and rounding each to bfloat16 would
+        leave noise for a difference. At the start both terms are exactly zero.
 
         Raises:
             ValueError: for batches that mix adapters by row, which PEFT's own path would run
@@ -67,11 +77,22 @@ class AnchoredLinear(LoraLinear):
         for name in self.active_adapters:
             if name not in self.lora_A:
                 continue
-            A, B = cast(nn.Linear, self.lora_A[name]), self.lora_B[name]
-            z = self.lora_dropout[name](self._cast_input_dtype(x, A.weight.dtype))
-            update = B(A(z)) - self.anchor_B[name](self.anchor_A[name](z))
-            result = result + update * self.scaling[name]
+            z = self.lora_dropout[name](x)
+            result = result + self._update(name, z) * self.scaling[name]
         return result.to(dtype)
+
+    def _update(self, name: str, z: Tensor) -> Tensor:
+        """``(B A - B0 A0) z`` without cancellation, in float32."""
+        with torch.autocast(z.device.type, enabled=False):
+            A, B, A0, B0 = self._factors(name)
+            z = z.float()
+            return linear(linear(z, A), B - B0) + linear(linear(z, A - A0), B0)
+
+    def _factors(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A, B, A0, B0 of one adapter, in float32."""
+        held = (self.lora_A, self.lora_B, self.anchor_A, self.anchor_B)
+        A, B, A0, B0 = (weight(factors, name).float() for factors in held)
+        return A, B, A0, B0
 
 
 class AnchoredConv1D(AnchoredLinear):

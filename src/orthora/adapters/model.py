@@ -1,8 +1,9 @@
 """PEFT models that save an anchored adapter as what it is in plain PEFT: a LoRA of rank 2r.
 
-``s (B A - B0 A0) = s [B, -B0] [A; A0]``, and alpha / r = 2 alpha / 2 r, so the plain form is exact:
-no factor is rescaled or rounded, and it can be split again when a checkpoint is resumed. There is
-therefore one format, and no file that plain PEFT would load as another function.
+``s (B A - B0 A0) = s [B - B0, B0] [A; A - A0]``, and alpha / r = 2 alpha / 2 r, so the plain form
+is the same function. Of the ways to write it this one does not cancel: it stays right when another
+engine rounds the factors to bfloat16, where ``[B, -B0] [A; A0]`` would lose a small update whole.
+A checkpoint also holds A, B, A0 and B0 bit for bit, in a file of its own that PEFT does not read.
 """
 
 import copy
@@ -12,13 +13,15 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM
+from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from orthora.adapters.layers import AnchoredLinear, weight
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+STATE_NAME = "orthora_state.safetensors"
 _ANCHOR_A, _ANCHOR_B = ".anchor_A.weight", ".anchor_B.weight"
 
 
@@ -54,19 +57,36 @@ class _Anchored(PeftModel):
             folder = Path(save_directory) / ("" if name == "default" else name)
             folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            state = _own_tensors(self, name, kwargs.get("state_dict"))
+            save_file(state, folder / STATE_NAME, metadata={"format": "pt"})
             plain_config(self, name).save_pretrained(str(folder))
 
     def load_adapter(
         self, model_id: str | Path, adapter_name: str, *args: Any, **kwargs: Any
     ) -> Any:
-        """Load a new adapter as PEFT does, or put a saved rank-2r form back into an anchored one.
+        """Load a new adapter as PEFT does, or put a saved one back into an anchored adapter.
+
+        Bit for bit from a checkpoint; from an export, to float32 rounding.
 
         Raises:
             ValueError: if the file does not hold rank-2r factors of this model's modules.
         """
         if adapter_name not in self.peft_config:
             return super().load_adapter(str(model_id), adapter_name, *args, **kwargs)
-        restore(self, adapter_name, load_peft_weights(str(model_id), device="cpu"))
+        saved = cast(LoraConfig, LoraConfig.from_pretrained(str(model_id)))
+        expected = plain_config(self, adapter_name)
+        if (saved.r, saved.lora_alpha) != (expected.r, expected.lora_alpha):
+            raise ValueError(
+                f"the saved adapter has r {saved.r} and alpha {saved.lora_alpha}, and this one "
+                f"would be saved with r {expected.r} and alpha {expected.lora_alpha}; use the rank "
+                "and alpha of the run that wrote it"
+            )
+        exact = Path(model_id) / STATE_NAME
+        if exact.is_file():
+            restore(self, adapter_name, load_file(exact))
+        else:
+            plain = load_peft_weights(str(model_id), device="cpu")
+            restore(self, adapter_name, _split(plain, saved.r // 2))
         return None
 
 
@@ -91,21 +111,52 @@ def plain_tensors(
     Returns:
         ``<module>.lora_A.weight`` (2r, n) and ``<module>.lora_B.weight`` (m, 2r) per module.
     """
-    state = dict(state_dict) if state_dict is not None else dict(model.state_dict())
-    own = cast(
-        dict[str, Tensor],
-        get_peft_model_state_dict(model, state_dict=state, adapter_name=adapter),
-    )
+    own = _own_tensors(model, adapter, state_dict)
+    if not has_anchor(model, adapter):
+        return own
     tensors: dict[str, Tensor] = {}
-    for key, value in own.items():
-        if key.endswith((_ANCHOR_A, _ANCHOR_B)):
-            continue
-        if key.endswith(_A) and (anchor := own.get(key.replace(_A, _ANCHOR_A))) is not None:
-            value = torch.cat([value, anchor.to(value)], dim=0)
-        elif key.endswith(_B) and (anchor := own.get(key.replace(_B, _ANCHOR_B))) is not None:
-            value = torch.cat([value, -anchor.to(value)], dim=1)
-        tensors[key] = value.detach().cpu().contiguous().clone()
+    for path in sorted({key.rsplit(".lora_", 1)[0] for key in own if key.endswith(_A)}):
+        A, B = own[path + _A], own[path + _B]
+        A0 = own.get(path + _ANCHOR_A, torch.zeros_like(A))
+        B0 = own.get(path + _ANCHOR_B, torch.zeros_like(B))
+        tensors[path + _A] = torch.cat([A, A - A0], dim=0)
+        tensors[path + _B] = torch.cat([B - B0, B0], dim=1)
     return tensors
+
+
+def _own_tensors(
+    model: PeftModel, adapter: str, state_dict: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Factors and anchors of one adapter as they are, float32 on the CPU."""
+    own = get_peft_model_state_dict(
+        model,
+        state_dict=dict(state_dict) if state_dict is not None else dict(model.state_dict()),
+        adapter_name=adapter,
+        save_embedding_layers=False,
+    )
+    tensors = cast(dict[str, Tensor], own)
+    return {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+
+
+def _split(plain: Mapping[str, Tensor], r: int) -> dict[str, Tensor]:
+    """Factors and anchors from the rank-2r form, to rounding of the differences."""
+    tensors: dict[str, Tensor] = {}
+    for key, value in plain.items():
+        if key.endswith(_A):
+            tensors[key] = value[:r]
+            tensors[key.replace(_A, _ANCHOR_A)] = value[:r] - value[r:]
+        else:
+            tensors[key] = value[:, :r] + value[:, r:]
+            tensors[key.replace(_B, _ANCHOR_B)] = value[:, r:]
+    return tensors
+
+
+def has_anchor(model: PeftModel, adapter: str = "default") -> bool:
+    """Whether any layer of this adapter is anchored, so that its plain form has rank 2r."""
+    return any(
+        isinstance(module, AnchoredLinear) and adapter in module.lora_A
+        for module in model.modules()
+    )
 
 
 def plain_config(model: PeftModel, adapter: str = "default") -> LoraConfig:
@@ -113,35 +164,36 @@ def plain_config(model: PeftModel, adapter: str = "default") -> LoraConfig:
     config = copy.deepcopy(cast(LoraConfig, model.peft_config[adapter]))
     config._custom_modules = None
     config.inference_mode = True
-    if any(isinstance(module, AnchoredLinear) for module in model.modules()):
+    if has_anchor(model, adapter):
         config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
     return config
 
 
 def restore(model: PeftModel, adapter: str, tensors: Mapping[str, Tensor]) -> None:
-    """Split rank-2r factors into (A, A0), (B, B0) and write them into the adapter, bit for bit.
+    """Write factors and anchors into an adapter; nothing is written before everything fits.
 
     Raises:
         ValueError: if a module is missing, unknown, or of another shape.
     """
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, AnchoredLinear)}
-    expected = {name + suffix for name in layers for suffix in (_A, _B)}
-    if expected != set(tensors):
-        odd = sorted(expected ^ set(tensors))
+    targets: dict[str, Tensor] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLinear) and adapter in layer.lora_A:
+            targets[name + _A] = weight(layer.lora_A, adapter)
+            targets[name + _B] = weight(layer.lora_B, adapter)
+        if isinstance(layer, AnchoredLinear) and adapter in layer.lora_A:
+            targets[name + _ANCHOR_A] = weight(layer.anchor_A, adapter)
+            targets[name + _ANCHOR_B] = weight(layer.anchor_B, adapter)
+    odd = sorted(
+        key
+        for key in targets.keys() | tensors.keys()
+        if key not in targets or key not in tensors or targets[key].shape != tensors[key].shape
+    )
+    if odd:
         raise ValueError(
-            f"the saved adapter does not fit this model: {len(odd)} keys differ, e.g. {odd[0]!r}; "
-            "use the same base model, target_modules and method as the run that wrote it"
+            f"the saved adapter does not fit this model: {len(odd)} tensors are missing, unknown "
+            f"or of another shape, e.g. {odd[0]!r}; use the base model, rank, target_modules and "
+            "method of the run that wrote it"
         )
-    for name, layer in layers.items():
-        A, B = tensors[name + _A], tensors[name + _B]
-        r = layer.r[adapter]
-        if A.shape != (2 * r, layer.in_features) or B.shape != (layer.out_features, 2 * r):
-            raise ValueError(
-                f"{name}: saved factors {tuple(A.shape)}, {tuple(B.shape)} are not the rank "
-                f"{2 * r} form of this rank {r} adapter; use the rank of the run that wrote it"
-            )
-        with torch.no_grad():
-            weight(layer.lora_A, adapter).copy_(A[:r])
-            weight(layer.anchor_A, adapter).copy_(A[r:])
-            weight(layer.lora_B, adapter).copy_(B[:, :r])
-            weight(layer.anchor_B, adapter).copy_(-B[:, r:])
+    with torch.no_grad():
+        for key, target in targets.items():
+            target.copy_(tensors[key])

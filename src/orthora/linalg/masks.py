@@ -6,6 +6,7 @@ histogram of the high 16 bits finds the bin, and a selection inside that bin the
 """
 
 import math
+from fractions import Fraction
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,7 +33,7 @@ def magnitude_threshold(W: Float[Tensor, "m n"], share: float) -> float:
     check_weight(W)
     if not 0.0 < share <= 1.0:
         raise ValueError(f"share must lie in (0, 1], got {share!r}")
-    rank = max(1, math.ceil(share * W.numel() - 1e-9))
+    rank = math.ceil(Fraction(share).limit_denominator(10**9) * W.numel())  # 0.2 is 1/5
     bits = W.detach().float().contiguous().view(torch.int32).flatten() & 0x7FFF_FFFF
     high = bits >> 16
     cumulative = torch.bincount(high, minlength=_BINS).cumsum(0)

@@ -143,10 +143,8 @@ def _certify(
     orthonormality = max(
         float((U64.mT @ U64 - eye).abs().max()), float((V64.mT @ V64 - eye).abs().max())
     )
-    scale = float(top) or 1.0  # a zero matrix has residual 0
-    gap = 1.0
-    if neighbour is not None:
-        gap = float((neighbour - edge).abs() / (torch.maximum(neighbour, edge) or 1.0))
+    scale = float(top) or 1.0  # a zero matrix has residual 0 and gap 0
+    gap = 1.0 if neighbour is None else float((neighbour - edge).abs()) / scale
     return Subspace(
         U=U,
         S=S,

@@ -1,6 +1,7 @@
 """The registry of initialisations: one pure function of a weight matrix per method."""
 
 import difflib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -120,8 +121,10 @@ def initialize(
     record = get(method)
     check_weight(W)
     check_rank(rank, (W.shape[0], W.shape[1]))
-    if not scale > 0.0:
-        raise ValueError(f"scale must be positive (alpha / rank), got {scale!r}")
+    if not 0.0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite (alpha / rank), got {scale!r}")
+    if W.dtype == torch.float64 and float(W.abs().max()) > torch.finfo(torch.float32).max:
+        raise ValueError("the weight exceeds the range of float32, in which factors are kept")
     generator = torch.Generator(device="cpu").manual_seed(seed)
     with torch.no_grad():
         A, B = record.init(W, rank, scale=scale, generator=generator)

@@ -37,9 +37,19 @@ def load_problems(
     for number, row in enumerate(_rows(data, split)):
         prompt = _cell(row, prompt_column, data, number)
         answer = _cell(row, answer_column, data, number)
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+            raise ValueError(
+                f"{data}, row {number}: column {answer_column!r} holds a "
+                f"{type(answer).__name__}, and an answer is text or a number"
+            )
         gold = gold_of(str(answer))
         if not gold:
             raise ValueError(f"{data}, row {number}: column {answer_column!r} is empty")
+        if not isinstance(prompt, str) and not _is_chat(prompt):
+            raise ValueError(
+                f"{data}, row {number}: column {prompt_column!r} is neither text nor a list of "
+                "messages with role and content"
+            )
         problems.append(Problem(_wrap(prompt, template), gold, str(number)))
     if not problems:
         raise ValueError(f"{data} holds no rows")
@@ -80,6 +90,13 @@ def _cell(row: dict[str, Any], column: str, data: str, number: int) -> Any:
     if value is None or value == "" or value == []:
         raise ValueError(f"{data}, row {number}: column {column!r} is empty")
     return value
+
+
+def _is_chat(prompt: Any) -> bool:
+    """A non-empty list of messages with role and content."""
+    return isinstance(prompt, list) and all(
+        isinstance(message, dict) and {"role", "content"} <= message.keys() for message in prompt
+    )
 
 
 def _wrap(prompt: Any, template: str) -> str | list[Message]:

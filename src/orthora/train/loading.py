@@ -107,9 +107,7 @@ def _problems(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
         "template": config.prompt_template,
     }
     assert config.data is not None, "validated"
-    if config.eval_problems and not config.eval_data:
-        raise ValueError("eval_problems of task 'file' need eval_data, a file with held-out rows")
     drawn = load_problems(config.data, split=config.data_split, **columns)
-    if not (config.eval_data and config.eval_problems):
+    if not config.eval_data:
         return drawn, []
     return drawn, load_problems(config.eval_data, split="test", **columns)[: config.eval_problems]

@@ -5,7 +5,7 @@ import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from orthora.rewards import math_verdict
 
@@ -38,7 +38,13 @@ def own_reward(function: OwnReward) -> Callable[..., list[float]]:
     ) -> list[float]:
         scores = []
         for completion, gold in zip(completions, answer, strict=True):
-            score = float(function(_text(completion), gold))
+            value = function(_text(completion), gold)
+            if not isinstance(value, int | float):
+                raise ValueError(
+                    f"the reward returned {value!r} for the response {_text(completion)[:80]!r}; "
+                    "return a number for every response"
+                )
+            score = float(value)
             if not math.isfinite(score):
                 raise ValueError(
                     f"the reward returned {score} for the response {_text(completion)[:80]!r}; "
@@ -87,9 +93,14 @@ def import_reward(path: str) -> OwnReward:
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(place)
-        return getattr(module, name)
-    except (OSError, ImportError, AttributeError) as error:
-        raise ValueError(f"can't import the reward {path!r}: {error}") from error
+        function: Any = getattr(module, name)
+    except Exception as error:  # the file is the user's: anything can happen on import
+        raise ValueError(
+            f"can't import the reward {path!r}: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(function):
+        raise ValueError(f"the reward {path!r} is a {type(function).__name__}, not a function")
+    return cast(OwnReward, function)
 
 
 def _text(completion: Any) -> str:

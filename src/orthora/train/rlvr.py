@@ -1,5 +1,6 @@
 """RLVR through adapters: a config in, a run folder out."""
 
+import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -41,7 +42,7 @@ class RunResult:
         final: metrics of the last step.
         peak_grad_norm: largest gradient norm of any update, before clipping.
         mean_kl_update: mean over the steps of ``kl_update_k3``, nats per token.
-        kl_base: ``kl_base_k3`` of the last step, nats per token.
+        kl_base: ``kl_base_k3`` of the last step: of its rollout policy, so before its updates.
         evaluation: held-out scores of the trained model, or None.
         base_evaluation: held-out scores of the base model, or None.
     """
@@ -97,6 +98,7 @@ def train(
     checkpoint = _resume_point(config, out) if resume else _refuse_used(out)
     if config.threads:
         torch.set_num_threads(config.threads)
+    _check_writable(out)
     parts = load_parts(config, reward)
     _open_folder(config, out, checkpoint)
     rows = store.read_metrics(out / "metrics.jsonl") if checkpoint else []
@@ -127,11 +129,18 @@ def _refuse_used(out: Path) -> None:
         )
 
 
-def _resume_point(config: TrainConfig, out: Path) -> Path | None:
+def _check_writable(out: Path) -> None:
+    """The nearest existing parent of ``out`` is a folder that can be written to."""
+    parent = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"can't create {out}: {parent} is not a folder that can be written to")
+
+
+def _resume_point(config: TrainConfig, out: Path) -> Path:
     """The last whole checkpoint of an unfinished run with the same config.
 
     Raises:
-        ValueError: if there is no such run, it is finished, or its config differs.
+        ValueError: if there is no such run or checkpoint, it is finished, or its config differs.
     """
     if not (out / "config.toml").is_file():
         raise ValueError(f"{out} holds no run to resume; start without --resume")
@@ -146,7 +155,12 @@ def _resume_point(config: TrainConfig, out: Path) -> Path | None:
         for path in (out / "checkpoints").glob("checkpoint-*")
         if (path / "trainer_state.json").is_file()
     ]
-    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    if not found:
+        raise ValueError(
+            f"{out} has no checkpoint yet (save_every is {config.save_every} steps); remove it and "
+            "start again"
+        )
+    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
 
 
 def _open_folder(config: TrainConfig, out: Path, checkpoint: Path | None) -> None:
@@ -198,7 +212,6 @@ def _run(
             processing_class=parts.tokenizer,
             updates_per_step=updates_per_step(config),
             on_step=on_step,
-            dropout=config.dropout > 0,
         )
         trainer.remove_callback(PrinterCallback)  # the bar and the log say more
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

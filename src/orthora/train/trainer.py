@@ -27,8 +27,6 @@ class RLVRTrainer(GRPOTrainer):
     Args:
         updates_per_step: optimizer updates on each rollout.
         on_step: called with each row, after the step's last update.
-        dropout: True if adapter dropout is on, so that rollout log-probabilities are scored anew
-            without it.
         *args: of GRPOTrainer.
         **kwargs: of GRPOTrainer.
     """
@@ -38,13 +36,11 @@ class RLVRTrainer(GRPOTrainer):
         *args: Any,
         updates_per_step: int,
         on_step: Callable[[Row], None],
-        dropout: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._updates_per_step = updates_per_step
         self._on_step = on_step
-        self._rescore = dropout
         self._rollout: dict[str, Tensor] = {}
         self._verdicts: list[bool] = []
         self._clock: dict[str, float] = defaultdict(float)
@@ -72,11 +68,12 @@ class RLVRTrainer(GRPOTrainer):
         self._clock.clear()
         self._norms.clear()
         self._metrics["train"].clear()
-        output = super()._generate_and_score_completions(inputs)
+        with _dropout_off(self.model):
+            output = super()._generate_and_score_completions(inputs)
         kept = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         self._rollout = {key: output[key] for key in kept}
         with self._timed("kl"):
-            old = None if self._rescore else output.get("old_per_token_logps")
+            old = output.get("old_per_token_logps")
             self._rollout["logps"] = self._score_rollout() if old is None else old
         return output
 
@@ -172,12 +169,25 @@ class _StepEnd(TrainerCallback):
             self._trainer.finish_step()
 
 
-def _kl(sampled: Tensor, other: Tensor, mask: Tensor) -> tuple[float, float]:
+@contextmanager
+def _dropout_off(model: Any) -> Iterator[None]:
+    """Sample, and score the samples, with the policy itself; TRL rolls out in training mode."""
+    active = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.training]
+    for module in active:
+        module.eval()
+    yield
+    for module in active:
+        module.train()
+
+
+def _kl(sampled: Tensor, other: Tensor, mask: Tensor) -> tuple[float | None, float | None]:
     """Estimates of KL(sampling policy || other), in nats per token, on the sampled tokens.
 
     k1 is the mean log-ratio: unbiased, noisy, can be negative. k3 is the mean of
     ``exp(d) - 1 - d`` with ``d = other - sampled``: unbiased, never negative (Schulman 2020). The
-    source paper's eq. 6, with rollout policy and updated policy.
+    source paper's eq. 6, with rollout policy and updated policy. Both policies are at the rollout's
+    temperature. With top_p < 1 or top_k > 0 the samples come from a truncated policy and the scores
+    don't, so both are estimates of something else. None if no token counts.
 
     Args:
         sampled: (B, T) log-probabilities under the policy that drew the tokens.
@@ -186,7 +196,9 @@ def _kl(sampled: Tensor, other: Tensor, mask: Tensor) -> tuple[float, float]:
     """
     weight = mask.double()
     d = (other.double() - sampled.double()) * weight
-    tokens = float(weight.sum().clamp(min=1.0))
+    tokens = float(weight.sum())
+    if tokens == 0:
+        return None, None
     k3 = (torch.expm1(d) - d) * weight
     return float(-d.sum()) / tokens, float(k3.sum()) / tokens
 
