@@ -168,7 +168,7 @@ class _ExportOptions:
 class _DemoOptions:
     out: Path = Path("runs/demo")
     """Folder of the runs and the page."""
-    steps: int = 40
+    steps: int = 50
     """Training steps per run."""
     eval_problems: int = 256
     """Held-out problems, 4 samples each."""

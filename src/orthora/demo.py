@@ -53,7 +53,7 @@ def plan(
 def demo(
     out: str | Path = "runs/demo",
     *,
-    steps: int = 40,
+    steps: int = 50,
     eval_problems: int = 256,
     seed: int = 42,
     jobs: int = 0,
@@ -160,9 +160,9 @@ def _watch(configs: list[TrainConfig], futures: dict[str, Future[None]], steps: 
         return
     while not all(future.done() for future in futures.values()):
         time.sleep(10)
-        running = [c for c in configs if futures[c.out].running() and not futures[c.out].done()]
+        running = [c for c in configs if not futures[c.out].done() and _steps_done(c)]
         done = sum(future.done() for future in futures.values())
-        states = [f"{Path(c.out).name} {_steps_done(c)}/{steps}" for c in running[:4]]
+        states = [f"{Path(c.out).name} {_steps_done(c)}/{steps}" for c in running]
         eta = _eta(configs, steps, started)
         print(f"{done}/{len(configs)} runs done; {', '.join(states)}; {eta}", flush=True)
 
