@@ -44,6 +44,31 @@ class EvalResult:
     mean_length: float
 
 
+_Response = tuple[int, str, int, bool]
+"""Problem index, text, tokens, truncated."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn.
+
+    Attributes:
+        samples: per problem.
+        max_tokens: limit of a response; reaching it without an end token counts as truncated.
+        temperature: 0 is greedy.
+        top_p: nucleus.
+        batch: responses generated at once.
+        seed: of the samples.
+    """
+
+    samples: int
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    batch: int = 256
+    seed: int = 0
+
+
 def evaluate(config: EvalConfig | dict[str, Any] | str | Path) -> EvalResult:
     """Sample responses of a model, with or without an adapter, and verify them.
 
@@ -70,19 +95,15 @@ def evaluate(config: EvalConfig | dict[str, Any] | str | Path) -> EvalResult:
     model = models.load_model(config.model, config.dtype, device)
     if config.adapter:
         model = models.load_adapter(model, config.adapter)
-    result = score(
-        model,
-        tokenizer,
-        problems,
+    how = Sampling(
         samples=config.samples,
         max_tokens=config.max_response_tokens,
         temperature=config.temperature,
         top_p=config.top_p,
         batch=config.batch,
-        rule=config.reward_rule,
         seed=config.seed,
-        progress=True,
     )
+    result = score(model, tokenizer, problems, how, rule=config.reward_rule, progress=True)
     if config.out:
         write_json(config.out, {"config": config.model_dump(mode="json"), **asdict(result)})
     return result
@@ -109,17 +130,12 @@ def score(
     model: Any,
     tokenizer: Any,
     problems: list[Problem],
+    how: Sampling,
     *,
-    samples: int,
-    max_tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    batch: int = 256,
     rule: str = "robust",
-    seed: int = 0,
     progress: bool = False,
 ) -> EvalResult:
-    """Sample ``samples`` responses per problem from a model in memory, and verify them.
+    """Sample responses from a model in memory, and verify them.
 
     The global random state is left as it was.
 
@@ -127,13 +143,8 @@ def score(
         model: a transformers or PEFT causal language model.
         tokenizer: its tokenizer, padding on the left.
         problems: at least one.
-        samples: per problem.
-        max_tokens: limit of a response; reaching it without an end token counts as truncated.
-        temperature: 0 is greedy.
-        top_p: nucleus.
-        batch: responses generated at once.
+        how: number and manner of the samples.
         rule: of `orthora.math_verdict`.
-        seed: of the samples.
         progress: show a bar on a terminal.
 
     Returns:
@@ -146,10 +157,8 @@ def score(
         raise ValueError("no problems to score; check the data file")
     correct = [0] * len(problems)
     truncated = missing = tokens = 0
-    rows: Iterable[tuple[int, str, int, bool]] = _responses(
-        model, tokenizer, problems, samples, max_tokens, temperature, top_p, batch, seed
-    )
-    total = len(problems) * samples
+    rows: Iterable[_Response] = _responses(model, tokenizer, problems, how)
+    total = len(problems) * how.samples
     if progress and sys.stderr.isatty():
         rows = track(rows, "evaluating", total=total, console=Console(stderr=True))
     for index, text, length, cut in rows:
@@ -158,14 +167,14 @@ def score(
         missing += verdict.answer is None
         truncated += cut
         tokens += length
-    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
-    at = {k: [pass_at_k(samples, c, k) for c in correct] for k in ks}
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= how.samples]
+    at = {k: [pass_at_k(how.samples, c, k) for c in correct] for k in ks}
     return EvalResult(
         pass_at_1=sum(at[1]) / len(at[1]),
         interval=bootstrap_interval(at[1]),
         pass_at_k={str(k): sum(values) / len(values) for k, values in at.items()},
         problems=len(problems),
-        samples=samples,
+        samples=how.samples,
         truncated=truncated / total,
         no_answer=missing / total,
         mean_length=tokens / total,
@@ -173,38 +182,34 @@ def score(
 
 
 def _responses(
-    model: Any,
-    tokenizer: Any,
-    problems: list[Problem],
-    samples: int,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    batch: int,
-    seed: int,
-) -> Iterator[tuple[int, str, int, bool]]:
-    """(problem index, text, tokens, truncated) of every sample, prompts of like length together."""
+    model: Any, tokenizer: Any, problems: list[Problem], how: Sampling
+) -> Iterator[_Response]:
+    """Every sample, prompts of like length together."""
     from transformers import GenerationConfig
 
     from orthora.models import prompt_ids
 
     settings = GenerationConfig(
-        max_new_tokens=max_tokens,
-        do_sample=temperature > 0,
-        **({"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}),
+        max_new_tokens=how.max_tokens,
+        do_sample=how.temperature > 0,
+        **(
+            {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
+            if how.temperature > 0
+            else {}
+        ),
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
     ids = [prompt_ids(problem, tokenizer) for problem in problems]
     order = sorted(range(len(problems)), key=lambda i: len(ids[i]))
-    jobs = [index for index in order for _ in range(samples)]
+    jobs = [index for index in order for _ in range(how.samples)]
     training, cuda = model.training, [model.device] if model.device.type == "cuda" else []
     model.eval()
     with torch.random.fork_rng(devices=cuda), torch.no_grad():
-        torch.manual_seed(seed)
-        for start in range(0, len(jobs), batch):
-            chunk = jobs[start : start + batch]
+        torch.manual_seed(how.seed)
+        for start in range(0, len(jobs), how.batch):
+            chunk = jobs[start : start + how.batch]
             inputs = tokenizer.pad(
                 {"input_ids": [ids[i] for i in chunk]}, return_tensors="pt", padding_side="left"
             ).to(model.device)

@@ -14,7 +14,7 @@ from transformers import PrinterCallback
 from orthora import models, store
 from orthora.adapters import export_plain
 from orthora.config import TrainConfig, build, read_toml, to_toml
-from orthora.evaluate import EvalResult, score
+from orthora.evaluate import EvalResult, Sampling, score
 from orthora.train.loading import Parts, load_parts
 from orthora.train.progress import StepProgress
 from orthora.train.rewards import OwnReward, overlong_penalty
@@ -221,16 +221,13 @@ def _evaluate(config: TrainConfig, parts: Parts) -> tuple[EvalResult | None, Eva
     """Held-out scores after training, and of the base if asked for."""
     if not parts.held_out:
         return None, None
-    settings = {
-        "samples": config.eval_samples,
-        "max_tokens": config.max_response_tokens,
-        "rule": config.reward_rule,
-    }
-    trained = score(parts.model, parts.tokenizer, parts.held_out, **settings)
+    how = Sampling(samples=config.eval_samples, max_tokens=config.max_response_tokens)
+    rule = config.reward_rule
+    trained = score(parts.model, parts.tokenizer, parts.held_out, how, rule=rule)
     if not config.eval_base:
         return trained, None
     with parts.model.disable_adapter():
-        return trained, score(parts.model, parts.tokenizer, parts.held_out, **settings)
+        return trained, score(parts.model, parts.tokenizer, parts.held_out, how, rule=rule)
 
 
 def _result(

@@ -1,0 +1,68 @@
+import json
+
+import pytest
+import torch
+from conftest import make_model, save_model
+
+import orthora
+from orthora import tiny
+from orthora.evaluate import Sampling, score
+from orthora.tasks import arithmetic
+
+SMALL = {
+    "model": "tiny",
+    "task": "arithmetic",
+    "problems": 24,
+    "samples": 4,
+    "max_response_tokens": 56,
+}
+
+
+def test_an_evaluation_is_deterministic_by_seed_and_leaves_the_random_state(tmp_path):
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first = orthora.evaluate(SMALL)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert orthora.evaluate(SMALL) == first
+    assert orthora.evaluate(SMALL | {"seed": 1}) != first
+    assert first.interval[0] <= first.pass_at_1 <= first.interval[1]
+    assert list(first.pass_at_k) == ["1", "2", "4"]
+    assert first.pass_at_k["1"] == first.pass_at_1 <= first.pass_at_k["2"] <= first.pass_at_k["4"]
+
+
+def test_the_base_leaves_headroom_on_held_out_problems():
+    result = orthora.evaluate(SMALL | {"problems": 256})
+    assert 0.25 <= result.pass_at_1 <= 0.5
+    assert result.truncated < 0.02
+
+
+def test_a_model_that_cannot_stop_is_counted_as_truncated():
+    model, tokenizer = tiny.load()
+    result = score(model, tokenizer, arithmetic.problems("test", 4), Sampling(2, max_tokens=1))
+    assert (result.truncated, result.pass_at_1, result.mean_length) == (1.0, 0.0, 1.0)
+
+
+def test_greedy_does_not_depend_on_the_seed():
+    greedy = SMALL | {"temperature": 0, "samples": 1}
+    assert orthora.evaluate(greedy) == orthora.evaluate(greedy | {"seed": 9})
+
+
+def test_the_result_is_written_once(tmp_path):
+    out = tmp_path / "new" / "scores.json"
+    result = orthora.evaluate(SMALL | {"out": str(out)})
+    written = json.loads(out.read_text())
+    assert written["pass_at_1"] == result.pass_at_1
+    assert written["config"]["problems"] == 24
+    with pytest.raises(ValueError, match="exists"):
+        orthora.evaluate(SMALL | {"out": str(out)})
+
+
+def test_an_adapter_of_another_base_is_one_line(tmp_path):
+    folder = save_model("llama", tmp_path / "model")
+    adapted = orthora.adapt(make_model("llama"), "rlpo", rank=2)
+    orthora.export_plain(adapted, tmp_path / "adapter")
+    with pytest.raises(ValueError, match="does not fit the model") as error:
+        orthora.evaluate(SMALL | {"adapter": str(tmp_path / "adapter")})
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="holds no adapter"):
+        orthora.evaluate(SMALL | {"adapter": str(folder)})
