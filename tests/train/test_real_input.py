@@ -59,8 +59,8 @@ def test_two_steps_on_real_rows(kind, method, file, tmp_path):
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
-        for name in ("reward", "kl_update_k3", "kl_base_k3", "grad_norm", "entropy", "length"):
-            assert row[name] is not None
+        measured = {"reward", "kl_update_k3", "kl_base_k3", "grad_norm", "entropy", "clip_dual"}
+        assert all(row[name] is not None for name in measured | {"length", "truncated"})
         assert row["kl_update_k3"] >= 0
         squares = sum(v**2 for k, v in row.items() if k.startswith("grad_norm/"))
         assert squares**0.5 <= row["grad_norm"] * (1 + 1e-6)  # Minkowski, over the updates

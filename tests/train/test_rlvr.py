@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import orthora
 from orthora.config import read_toml
 from orthora.train.rewards import overlong_penalty
-from orthora.train.trainer import _kl
+from orthora.train.trainer import _kl, dual_clipped
 
 SMALL = {
     "prompts_per_step": 4,
@@ -61,6 +61,13 @@ def test_overlong_penalty_follows_equation_13():
     penalty = overlong_penalty(limit=20, buffer=8, factor=0.5)
     lengths = [5, 12, 16, 20]
     assert penalty(completion_ids=[[0] * n for n in lengths]) == [0.0, 0.0, -0.25, -0.5]
+
+
+def test_dual_clip_counts_large_ratios_of_bad_responses_only():
+    ratio = torch.tensor([[11.0, 9.0, 12.0], [11.0, 12.0, 1.0]])
+    advantages = torch.tensor([-1.0, 1.0])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert dual_clipped(ratio, advantages, mask, 10.0) == pytest.approx(1 / 5)
 
 
 @pytest.mark.parametrize("method", orthora.methods())

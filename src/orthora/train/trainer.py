@@ -77,6 +77,24 @@ class RLVRTrainer(GRPOTrainer):
             self._rollout["logps"] = self._score_rollout() if old is None else old
         return output
 
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        scores = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._scored = scores[0].detach()
+        return scores
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
+        """TRL's loss; it counts the lower and upper clip, and this adds the dual clip."""
+        loss = super()._compute_loss(model, inputs)
+        args: Any = self.args
+        old, bound = inputs.get("old_per_token_logps"), args.delta
+        if bound is not None:
+            share = 0.0  # without old log-probabilities every ratio is 1
+            if old is not None:
+                ratio, mask = (self._scored - old).exp(), inputs["completion_mask"]
+                share = dual_clipped(ratio, inputs["advantages"], mask, bound)
+            self._metrics["train"]["clip_ratio/dual_mean"].append(share)
+        return loss
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass; gradient norms are read before clipping.
 
@@ -129,6 +147,7 @@ class RLVRTrainer(GRPOTrainer):
             "entropy": mean("entropy"),
             "clip_low": mean("clip_ratio/low_mean"),
             "clip_high": mean("clip_ratio/high_mean"),
+            "clip_dual": mean("clip_ratio/dual_mean"),
             "length": mean("completions/mean_length"),
             "length_max": mean("completions/max_length"),
             "truncated": mean("completions/clipped_ratio"),
@@ -201,6 +220,19 @@ def _kl(sampled: Tensor, other: Tensor, mask: Tensor) -> tuple[float | None, flo
         return None, None
     k3 = (torch.expm1(d) - d) * weight
     return float(-d.sum()) / tokens, float(k3.sum()) / tokens
+
+
+def dual_clipped(ratio: Tensor, advantages: Tensor, mask: Tensor, bound: float) -> float:
+    """Share of response tokens whose loss the dual clip bounds (Ye et al. 2019, arXiv 1912.09729).
+
+    Args:
+        ratio: (B, T), new over old probability.
+        advantages: (B,).
+        mask: (B, T), 1 on response tokens.
+        bound: c; the clip acts where the advantage is negative and the ratio exceeds it.
+    """
+    clipped = (ratio > bound) & (advantages[:, None] < 0)
+    return float((clipped * mask).sum() / mask.sum().clamp(min=1))
 
 
 def _gradient_norms(model: torch.nn.Module) -> dict[str, float]:
