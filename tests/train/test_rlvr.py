@@ -81,6 +81,39 @@ def test_at_learning_rate_zero_nothing_moves(method, tmp_path):
     assert result.peak_grad_norm > 0
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "bfloat16"},
+        {"beta": 0.1},
+        {"loss": "grpo", "beta": 0.001},
+        {"loss": "dr_grpo", "advantage_scale": "none"},
+        {"advantage_scale": "batch"},
+        {"schedule": "cosine", "min_lr_ratio": 0.1, "warmup_steps": 1},
+        {"gradient_checkpointing": True},
+        {"mask_truncated": True, "max_response_tokens": 20},
+        {"entropy_bonus": 0.01},
+        {"temperature": 0.7, "top_p": 0.9, "top_k": 10},
+        {"overlong_buffer": 30, "reward_rule": "dapo"},
+        {"dual_clip": None},
+        {"rank": 1},
+        {"target_modules": ["q_proj", "v_proj"]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_setting_trains_and_is_measured(change, tmp_path):
+    result, folder = run(tmp_path, method="milora", steps=2, **change)
+    assert (result.status, result.steps) == ("finished", 2)
+    assert result.mean_kl_update is not None
+    assert result.mean_kl_update > 0
+    rates = [row["lr"] for row in rows_of(folder)]
+    if change.get("schedule") == "cosine":
+        assert rates[0] == pytest.approx(1e-3)
+        assert rates[1] < 0.3e-3
+    else:
+        assert rates == [1e-3, 1e-3]
+
+
 def test_a_run_is_bit_equal_twice_and_depends_on_its_seed(tmp_path):
     _, first = run(tmp_path, "first", steps=2)
     _, second = run(tmp_path, "second", steps=2)

@@ -108,8 +108,9 @@ def train(
         export_plain(parts.model, out / "adapter")
         evaluation, base = _evaluate(config, parts)
     except BaseException as error:
-        status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-        reason = f"{type(error).__name__}: {error}"
+        stopped = isinstance(error, KeyboardInterrupt)
+        status = "stopped" if stopped else "failed"
+        reason = "interrupted" if stopped else f"{type(error).__name__}: {error}"
         seconds = time.perf_counter() - started
         result = _result(config, parts, rows, status, reason, seconds, None, None)
         store.write_json(out / "result.json", asdict(result))
