@@ -106,7 +106,10 @@ def test_every_setting_trains_and_is_measured(change, tmp_path):
     assert (result.status, result.steps) == ("finished", 2)
     assert result.mean_kl_update is not None
     assert result.mean_kl_update > 0
-    rates = [row["lr"] for row in rows_of(folder)]
+    first, second = rows_of(folder)
+    assert first["kl_base_k3"] < 1e-12  # the first rollout is the base's, the next is not
+    assert second["kl_base_k3"] > 1e-9
+    rates = [first["lr"], second["lr"]]
     if change.get("schedule") == "cosine":
         assert rates[0] == pytest.approx(1e-3)
         assert rates[1] < 0.3e-3
