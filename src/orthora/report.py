@@ -54,7 +54,7 @@ tbody th{position:sticky;left:0;background:var(--card)}}
 @media print{@page{margin:12mm}:root{--ink:#000;--soft:#444;--back:#fff;--card:#fff;--rule:#bbb}
 body{font-size:10.5pt}header,main{padding:0;max-width:none}.legend{position:static}
 .box{overflow:visible}table{font-size:7.6pt}th,td{padding:3px 4px;white-space:normal}
-.charts{grid-template-columns:1fr 1fr;gap:8px}.legend,.box{break-inside:avoid}
+.charts{grid-template-columns:1fr 1fr;gap:8px}.legend,.box:not(:has(dl)){break-inside:avoid}
 dl.grid{grid-template-columns:repeat(3,1fr);padding:.5rem}.legend{break-after:avoid}
 h2{margin:1.2rem 0 .4rem}.prose{max-width:none}.prose li{margin:.1rem 0}details{margin:0}
 tr,li,dl.grid>div{break-inside:avoid}h2,h3,summary{break-after:avoid}}
@@ -62,8 +62,8 @@ tr,li,dl.grid>div{break-inside:avoid}h2,h3,summary{break-after:avoid}}
 
 _NOTES = {
     "KL": "The k3 estimator on the tokens of the rollouts, in nats per token. KL per update: "
-    "rollout policy to updated policy; the table has the mean over the run. KL to base: to the "
-    "base model; the table has the last step.",
+    "rollout policy to updated policy; the table has the mean over the run. KL to base: rollout "
+    "policy, so before the step's updates, to the base model; the table has the last step.",
     "Held-out pass@1": "Mean share of correct samples over held-out problems, after training.",
     "Interval": "Bootstrap over the held-out problems. It says how much the choice of problems "
     "moves the number, and nothing of the training seed.",
