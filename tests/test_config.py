@@ -64,6 +64,12 @@ def test_required_fields_have_no_default():
         build(TrainConfig, {"out": "x"})
 
 
+def test_a_config_of_another_kind_is_refused():
+    other = build(EvalConfig, {"model": "tiny", "task": "arithmetic"})
+    with pytest.raises(ValueError, match="can't be made of a EvalConfig"):
+        build(TrainConfig, other)
+
+
 def test_a_config_is_frozen():
     config = build(TrainConfig, MINIMAL)
     with pytest.raises(ValueError, match="frozen"):

@@ -1,5 +1,4 @@
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -31,11 +30,14 @@ def test_the_demo_runs_resumes_and_refuses_other_settings(tmp_path, capsys):
     assert len({row["reward"] for row in first}) == 1
     assert len({row["length"] for row in first}) == 1
     kept = (out / "lora-0.001" / "result.json").stat().st_mtime_ns
-    shutil.rmtree(out / "rlmo-0.001" / "adapter")  # as a kill would leave it
+    (out / "rlmo-0.001" / "result.json").unlink()  # as a kill would leave it
+    failed = results["rlpo-0.001"] | {"status": "failed", "reason": "x"}
+    (out / "rlpo-0.001" / "result.json").write_text(json.dumps(failed))
     page.unlink()
     assert demo(out, **settings) == page
     assert page.is_file()
-    assert (out / "rlmo-0.001" / "adapter").is_dir()
+    for name in ("rlmo-0.001", "rlpo-0.001"):
+        assert json.loads((out / name / "result.json").read_text())["status"] == "finished"
     assert (out / "lora-0.001" / "result.json").stat().st_mtime_ns == kept
     with pytest.raises(ValueError, match="choose another --out"):
         demo(out, steps=2, eval_problems=4)

@@ -477,7 +477,8 @@ def test_gsm8k_golds_do_not_verify_against_their_neighbours():
 
 
 def test_dapo_golds_verify_against_themselves():
-    parquet = pytest.importorskip("pyarrow.parquet")
+    from pyarrow import parquet
+
     path = data_file("dapo_math_17k/dapo_math_17k.parquet")
     column = parquet.read_table(path, columns=["reward_model"])["reward_model"].to_pylist()
     golds = [row["ground_truth"] for row in column][:: len(column) // 2_000][:2_000]

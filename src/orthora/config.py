@@ -256,7 +256,11 @@ def build(kind: type[Config], source: Config | dict[str, Any] | str | Path) -> C
     """
     if isinstance(source, kind):
         return source
-    table = source if isinstance(source, dict) else read_toml(source)  # type: ignore[arg-type]
+    if isinstance(source, str | Path):
+        source = read_toml(source)
+    if not isinstance(source, dict):
+        raise ValueError(f"{kind.__name__} can't be made of a {type(source).__name__}")
+    table = source
     unknown = [key for key in table if key not in kind.model_fields]
     if unknown:
         near = difflib.get_close_matches(unknown[0], kind.model_fields, n=1, cutoff=0.5)

@@ -5,6 +5,7 @@ at a lower one. Same seed, same prompts in the same order, same sampling stream;
 the adapter differs. Runs go side by side in worker processes.
 """
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -113,7 +114,8 @@ def _finished(config: TrainConfig) -> bool:
             f"{folder} holds something else than this demo's run with these settings; choose "
             "another --out, or remove it"
         )
-    if (folder / "adapter").is_dir() and (folder / "result.json").is_file():
+    result = folder / "result.json"
+    if result.is_file() and json.loads(result.read_text())["status"] == "finished":
         return True
     shutil.rmtree(folder)
     return False

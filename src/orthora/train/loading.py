@@ -23,7 +23,7 @@ class Parts:
         model: the base with fresh adapters.
         train: training problems within the prompt limit.
         held_out: problems to score at the end; may be empty.
-        dropped: training prompts over the limit.
+        dropped: training prompts over the limit, or without a token the tokenizer knows.
         reward: TRL reward function.
     """
 
@@ -46,11 +46,9 @@ def load_parts(config: TrainConfig, reward: OwnReward | None) -> Parts:
         reward = import_reward(config.reward)
     tokenizer = models.load_tokenizer(config.model)
     train_problems, held_out = _problems(config)
-    kept = [
-        problem
-        for problem in train_problems
-        if len(models.prompt_ids(problem, tokenizer)) <= config.max_prompt_tokens
-    ]
+    ids = [models.prompt_ids(problem, tokenizer) for problem in train_problems]
+    fits = [0 < len(prompt) <= config.max_prompt_tokens for prompt in ids]
+    kept = [problem for problem, fit in zip(train_problems, fits, strict=True) if fit]
     if len(kept) < config.prompts_per_step:
         raise ValueError(
             f"{len(kept)} of {len(train_problems)} prompts are within max_prompt_tokens "
@@ -58,7 +56,8 @@ def load_parts(config: TrainConfig, reward: OwnReward | None) -> Parts:
             "max_prompt_tokens, lower prompts_per_step, or give more data"
         )
     base = models.load_model(config.model, config.dtype, device)
-    _check_fit(config, base, [models.prompt_ids(problem, tokenizer) for problem in kept[:256]])
+    largest = max(max(prompt) for prompt, fit in zip(ids, fits, strict=True) if fit)
+    _check_fit(config, base, largest)
     disable_dropout_in_model(base)  # the policy that samples must be the policy that is updated
     model = adapt(
         base,
@@ -74,7 +73,7 @@ def load_parts(config: TrainConfig, reward: OwnReward | None) -> Parts:
     return Parts(tokenizer, model, kept, held_out, dropped, function)
 
 
-def _check_fit(config: TrainConfig, base: Any, prompts: list[list[int]]) -> None:
+def _check_fit(config: TrainConfig, base: Any, largest: int) -> None:
     """The sequences are within the model's positions, and the tokens within its vocabulary."""
     positions = getattr(base.config, "max_position_embeddings", None)
     longest = config.max_prompt_tokens + config.max_response_tokens
@@ -85,7 +84,6 @@ def _check_fit(config: TrainConfig, base: Any, prompts: list[list[int]]) -> None
             "lower them"
         )
     vocabulary = base.get_input_embeddings().weight.shape[0]
-    largest = max(max(ids) for ids in prompts)
     if largest >= vocabulary:
         raise ValueError(
             f"the tokenizer gives token id {largest}, and {config.model!r} has {vocabulary} "

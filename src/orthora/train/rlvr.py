@@ -38,7 +38,7 @@ class RunResult:
         steps: training steps done.
         seconds: wall time of training.
         trained_parameters: number of trained values.
-        dropped_prompts: training prompts left out because they were too long.
+        dropped_prompts: training prompts left out: too long, or without a known token.
         final: metrics of the last step.
         peak_grad_norm: largest gradient norm of any update, before clipping.
         mean_kl_update: mean over the steps of ``kl_update_k3``, nats per token.
@@ -146,7 +146,10 @@ def _resume_point(config: TrainConfig, out: Path) -> Path:
     if not (out / "config.toml").is_file():
         raise ValueError(f"{out} holds no run to resume; start without --resume")
     if (out / "adapter").is_dir():
-        raise ValueError(f"{out} is finished; choose another out for a new run")
+        raise ValueError(
+            f"{out} is finished: its adapter is written; score it with orthora eval, or choose "
+            "another out for a new run"
+        )
     before = build(TrainConfig, read_toml(out / "config.toml")).model_dump()
     differing = [k for k, v in config.model_dump().items() if before[k] != v and k != "out"]
     if differing:
