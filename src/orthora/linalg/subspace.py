@@ -1,16 +1,39 @@
-"""Top-r and bottom-r singular subspaces of a weight matrix, exact, with certificates.
+"""Top-r and bottom-r singular subspaces of a weight matrix, fast, with certificates.
 
-Everything runs in float64 on the tall orientation of the matrix (LAPACK's wide path is up to four
-times slower), and the certificate is measured on the tensors that are handed back.
+Each matrix goes down a ladder of algorithms until one passes its own checks; the last is a full SVD
+in float64. What failed on the way stands in the certificate.
+
+The rungs, by the short side k of the weight:
+
+- to 128, or float64 weights: SVD in float64.
+- to 512, or rank over k / 6: Gram + eigh in float32, in float64, SVD. On a GPU, of any size: Gram +
+  eigh in float64, SVD.
+- above, top: Gram + Lanczos, Gram + eigh in float64, SVD.
+- above, bottom of a rectangular weight: Gram + Cholesky + Lanczos, Gram + eigh in float64, SVD.
+- above, bottom of a square weight: LU + Lanczos in float32, in float64, SVD.
 """
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthora.types import Subspace
+from orthora.linalg import full, minor, principal
+from orthora.linalg.certificate import GUARDS, NotCertified
+from orthora.linalg.exact import exact
+from orthora.linalg.gram import gram, holds_bf16, tall
+from orthora.types import End, Subspace
 
-EXACT_PATH = "svd-float64"
+_EXACT_SIDE = 128
+_FULL_SIDE = 512
+_LANCZOS_SHARE = 6
+_SAFE = (1e-6, 1e6)  # largest magnitude within which squares and fourth powers fit float32
+
+Attempt = tuple[str, Callable[[], Subspace]]
 
 
 def check_weight(W: Tensor) -> None:
@@ -33,7 +56,7 @@ def check_weight(W: Tensor) -> None:
         raise ValueError(
             f"the weight has dtype {W.dtype}; dequantise it to float32 or bfloat16 first"
         )
-    if not bool(torch.isfinite(W).all()):
+    if not math.isfinite(_largest(W)):
         bad = int((~torch.isfinite(W)).sum())
         raise ValueError(
             f"the weight holds {bad} NaN or Inf of {W.numel()} values; the checkpoint is corrupt, "
@@ -62,21 +85,17 @@ def top_subspace(W: Float[Tensor, "m n"], rank: int) -> Subspace:
     By Eckart and Young, ``U diag(S) V'`` is the best rank-r approximation of ``W``.
 
     Args:
-        W: (m, n) weight, any floating dtype, read in float64.
+        W: (m, n) weight, any floating dtype.
         rank: r, 1 to min(m, n).
 
     Returns:
-        Subspace with U (m, r), S (r,), V (n, r), in float64 if ``W`` is float64, else float32.
+        Subspace with U (m, r), S (r,), V (n, r), in float64 if ``W`` is float64, else float32. The
+        same bits every time at the same number of threads.
 
     Raises:
         ValueError: if ``W`` is not a finite real matrix, or ``rank`` does not fit it.
     """
-    check_weight(W)
-    check_rank(rank, (W.shape[0], W.shape[1]))
-    U, S, V = _thin_svd(W)
-    inside = slice(0, rank)
-    neighbour = S[rank] if rank < S.numel() else None
-    return _certify(W, U[:, inside], S[inside], V[:, inside], S[0], S[rank - 1], neighbour)
+    return _subspaces(W, rank, ("top",))[0]
 
 
 def bottom_subspace(W: Float[Tensor, "m n"], rank: int) -> Subspace:
@@ -88,69 +107,106 @@ def bottom_subspace(W: Float[Tensor, "m n"], rank: int) -> Subspace:
     returns null vectors for rank-deficient weights.
 
     Args:
-        W: (m, n) weight, any floating dtype, read in float64.
+        W: (m, n) weight, any floating dtype.
         rank: r, 1 to the number of positive singular values.
 
     Returns:
         Subspace with U (m, r), S (r,) descending, V (n, r), in float64 if ``W`` is float64, else
-        float32.
+        float32. The same bits every time at the same number of threads.
 
     Raises:
         ValueError: if ``W`` is not a finite real matrix, ``rank`` does not fit its shape, or ``W``
             has fewer than ``rank`` positive singular values.
     """
+    return _subspaces(W, rank, ("bottom",))[0]
+
+
+def both_subspaces(W: Float[Tensor, "m n"], rank: int) -> tuple[Subspace, Subspace]:
+    """`top_subspace` and `bottom_subspace` of one matrix, sharing its Gram matrix.
+
+    The same bits as the two calls, for less.
+
+    Raises:
+        ValueError: as the two.
+    """
+    top, bottom = _subspaces(W, rank, ("top", "bottom"))
+    return top, bottom
+
+
+def _subspaces(W: Tensor, rank: int, ends: tuple[End, ...]) -> list[Subspace]:
+    """Each end by the first algorithm whose checks pass."""
     check_weight(W)
     check_rank(rank, (W.shape[0], W.shape[1]))
-    U, S, V = _thin_svd(W)
-    positive = int((max(W.shape) * torch.finfo(torch.float64).eps * S[0] < S).sum())
-    if rank > positive:
-        raise ValueError(
-            f"rank {rank} asks for more minor directions than the weight has: only {positive} of "
-            f"{S.numel()} singular values are positive; choose a rank of at most {positive}"
-        )
-    inside = slice(positive - rank, positive)
-    neighbour = S[positive - rank - 1] if rank < positive else None
-    return _certify(W, U[:, inside], S[inside], V[:, inside], S[0], S[positive - rank], neighbour)
+    W = W.detach()
+    largest = _largest(W)
+    if W.dtype == torch.float64 or min(W.shape) <= _EXACT_SIDE or largest == 0.0:
+        return [exact(W, end, rank) for end in ends]
+    power = 0 if _SAFE[0] < largest < _SAFE[1] else -round(math.log2(largest))
+    matrix = _Matrix(W, 2.0**power, shared=len(ends) > 1)
+    return [_first_certified(matrix.attempts(end, rank), W, end, rank, -power) for end in ends]
 
 
-def _thin_svd(W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin SVD in float64 with canonical signs: U (m, k), S (k,), V (n, k)."""
-    X = W.detach().to(torch.float64)
-    if W.shape[0] >= W.shape[1]:
-        U, S, Vh = torch.linalg.svd(X, full_matrices=False)
-        V = Vh.mT
-    else:
-        V, S, Uh = torch.linalg.svd(X.mT.contiguous(), full_matrices=False)
-        U = Uh.mT
-    largest = V.abs().argmax(dim=0)
-    signs = torch.sign(V.gather(0, largest[None, :]).squeeze(0))
-    return U * signs, S, V * signs
+class _Matrix:
+    """One weight on its way down the ladder: what several attempts or ends share is kept."""
+
+    def __init__(self, W: Tensor, scale: float, shared: bool) -> None:
+        self.wide = W.shape[0] < W.shape[1]
+        self.bf16 = holds_bf16(W)
+        X = W.float()
+        self.A = tall(X if scale == 1.0 else X * scale)
+        self._shared = shared
+        self._gram: Tensor | None = None
+        self._spectra: dict[torch.dtype, full.Spectrum] = {}
+
+    def attempts(self, end: End, rank: int) -> Iterator[Attempt]:
+        """The fast algorithms for this shape and end, in order."""
+        p, k = self.A.shape
+        single, double = torch.float32, torch.float64
+        if self.A.is_cuda:
+            yield full.path(double), partial(self._decomposition, end, rank, double)
+        elif k <= _FULL_SIDE or k < _LANCZOS_SHARE * (rank + GUARDS):
+            yield full.path(single), partial(self._decomposition, end, rank, single)
+            yield full.path(double), partial(self._decomposition, end, rank, double)
+        elif end == "bottom" and p == k:
+            yield minor.square_path(single), partial(self._bottom_of_square, rank, single)
+            yield minor.square_path(double), partial(self._bottom_of_square, rank, double)
+        else:
+            path = principal.PATH if end == "top" else minor.GRAM_PATH
+            yield path, partial(self._by_gram, end, rank)
+            yield full.path(double), partial(self._decomposition, end, rank, double)
+
+    def _by_gram(self, end: End, rank: int) -> Subspace:
+        G = self._gram if self._gram is not None else gram(self.A, bf16=self.bf16)
+        self._gram = G.clone() if self._shared else None  # the algorithms overwrite theirs
+        algorithm = principal.top if end == "top" else minor.bottom_of_gram
+        return algorithm(self.A, G, rank, wide=self.wide)
+
+    def _bottom_of_square(self, rank: int, dtype: torch.dtype) -> Subspace:
+        return minor.bottom_of_square(self.A.to(dtype), rank, wide=self.wide)
+
+    def _decomposition(self, end: End, rank: int, dtype: torch.dtype) -> Subspace:
+        if dtype not in self._spectra:
+            self._spectra[dtype] = full.spectrum(self.A, dtype, bf16=self.bf16)
+        return full.end_of_spectrum(self.A, self._spectra[dtype], end, rank, wide=self.wide)
 
 
-def _certify(
-    W: Tensor, U: Tensor, S: Tensor, V: Tensor, top: Tensor, edge: Tensor, neighbour: Tensor | None
+def _first_certified(
+    attempts: Iterator[Attempt], W: Tensor, end: End, rank: int, power: int
 ) -> Subspace:
-    """Round to the output dtype, then measure residual and orthonormality of the rounded tensors.
+    """The first attempt that passes its checks, else the exact SVD; S times 2^power."""
+    failed: list[str] = []
+    for path, attempt in attempts:
+        try:
+            found = attempt()
+        except NotCertified as reason:
+            failed.append(f"{path}: {reason}")
+            continue
+        S = found.S if power == 0 else found.S * 2.0**power
+        return dataclasses.replace(found, S=S, replaced="; ".join(failed))
+    return dataclasses.replace(exact(W, end, rank), replaced="; ".join(failed))
 
-    ``top`` is sigma_1; ``edge`` and ``neighbour`` stand on the two sides of the group's boundary.
-    """
-    dtype = torch.float64 if W.dtype == torch.float64 else torch.float32
-    U, S, V = (x.to(dtype).contiguous() for x in (U, S, V))
-    U64, S64, V64, X = U.double(), S.double(), V.double(), W.detach().double()
-    right = torch.linalg.matrix_norm(X @ V64 - U64 * S64, ord=2)
-    left = torch.linalg.matrix_norm(X.mT @ U64 - V64 * S64, ord=2)
-    eye = torch.eye(S.numel(), dtype=torch.float64, device=S.device)
-    orthonormality = max(
-        float((U64.mT @ U64 - eye).abs().max()), float((V64.mT @ V64 - eye).abs().max())
-    )
-    scale = float(top) or 1.0  # a zero matrix has residual 0 and gap 0
-    gap = 1.0 if neighbour is None else float((neighbour - edge).abs()) / scale
-    return Subspace(
-        U=U,
-        S=S,
-        V=V,
-        residual=float(torch.maximum(right, left)) / scale,
-        orthonormality=orthonormality,
-        gap=gap,
-        path=EXACT_PATH,
-    )
+
+def _largest(W: Tensor) -> float:
+    """The largest magnitude, or NaN or Inf if there is one, in one pass without a copy."""
+    low, high = torch.aminmax(W.detach())
+    return max(-float(low), float(high)) if not math.isnan(float(low)) else math.nan
