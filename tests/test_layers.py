@@ -23,7 +23,7 @@ ROWS = [  # from low to high; a unit imports from itself and from lower rows onl
     ["checkpoint"],
     ["adapters"],
     ["models"],
-    ["evaluate"],
+    ["evaluate", "starting"],
     ["train"],
     ["runs"],
     ["findings", "figures"],

@@ -70,8 +70,12 @@ class Checkpoint:
     config: dict[str, Any] = field(repr=False)
     tensors: dict[str, TensorInfo] = field(repr=False)
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, index: int | None = None) -> Tensor:
         """One tensor on the CPU, in the dtype it is stored in and in memory of its own.
+
+        Args:
+            name: in the files.
+            index: into the first dimension, to read that slice alone.
 
         Raises:
             ValueError: if there is no such tensor, or its file is gone or was cut short.
@@ -81,19 +85,20 @@ class Checkpoint:
             near = get_close_matches(name, self.tensors, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{self.folder} has no tensor {name!r}{hint}")
+        shape = info.shape if index is None else info.shape[1:]
         dtype = _DTYPES[info.dtype]
-        data = bytearray(math.prod(info.shape) * dtype.itemsize)
+        data = bytearray(math.prod(shape) * dtype.itemsize)
         if not data:
-            return torch.empty(info.shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype)
         try:
             with info.file.open("rb") as file:
-                file.seek(info.offset)
+                file.seek(info.offset + (index or 0) * len(data))
                 got = file.readinto(data)
         except OSError as error:
             raise ValueError(f"can't read {name!r} from {info.file}: {error.strerror}") from error
         if got != len(data):
             raise ValueError(f"{info.file} ends inside {name!r}: {_AGAIN}")
-        return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
+        return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
     def fingerprint(self) -> str:
         """A hash of the files' names, sizes and headers, and of ``config.json``.

@@ -1,12 +1,12 @@
-"""The command line: ``orthora methods | train | eval | export | demo | report``."""
+"""The command line: ``orthora methods | init | train | eval | export | demo | report``."""
 
 import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -15,6 +15,7 @@ from orthora.quiet import quiet_libraries
 HELP = """orthora: low-rank adaptation for reinforcement learning with verifiable rewards
 
   orthora methods                          list the initialisations
+  orthora init MODEL --out DIR [--key ...]  start an adapter from a checkpoint, in seconds
   orthora train --config FILE [--key ...]  train an adapter; presets: tiny, paper
   orthora eval  --config FILE [--key ...]  sample, verify, report pass@k with intervals
   orthora export --run RUN --out DIR       write a run's adapter as plain PEFT
@@ -71,6 +72,15 @@ def _methods(arguments: list[str]) -> None:
         anchored = "yes" if record.anchored else "no"
         table.add_row(name + alias, record.claim, anchored, record.reference)
     Console().print(table)
+
+
+def _init(arguments: list[str]) -> None:
+    """Start an adapter straight from a checkpoint."""
+    options = _parse(_InitOptions, arguments, "init")
+    quiet_libraries()
+    from orthora.starting import start_adapter
+
+    start_adapter(options)
 
 
 def _train(arguments: list[str]) -> None:
@@ -142,6 +152,7 @@ def _report(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "methods": _methods,
+    "init": _init,
     "train": _train,
     "eval": _eval,
     "export": _export,
@@ -154,6 +165,38 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 class _MethodsOptions:
     markdown: bool = False
     """Print README's table."""
+
+
+@dataclass(frozen=True)
+class _InitOptions:
+    """Write a started PEFT adapter for MODEL, reading its safetensors one tensor at a time.
+
+    The model is not built and not loaded; memory is about one layer per worker. Beside the adapter,
+    orthora.json proves for every layer that the subspace is right. Run the same command again to
+    go on after an interruption.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    """Folder, .safetensors file, hub name, or tiny."""
+    out: Path
+    """Folder to create."""
+    method: str = "rlpo"
+    """A method of `orthora methods`."""
+    rank: int = 16
+    """r."""
+    alpha: float = 32.0
+    """The scale is alpha / rank."""
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    """all-linear (fused experts included), module names, or one regular expression."""
+    seed: int = 0
+    """Of the random methods."""
+    unfit: Literal["refuse", "lower", "skip"] = "refuse"
+    """Modules whose smaller side is below the rank: an error, the largest rank that fits, or left
+    out."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where to compute."""
+    workers: int | None = None
+    """Layers side by side, one thread each; None takes one per core, as far as memory goes."""
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,33 @@ class Subspace:
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """A subspace's figures without its vectors, for records; see `Subspace`.
+
+    Attributes:
+        end: of the spectrum.
+        path: the algorithm.
+        residual: relative to sigma_1.
+        orthonormality: largest entry of ``X'X - I``.
+        gap: to the first singular value outside, relative to sigma_1.
+        energy_error: upper bound, relative.
+        evidence: how completeness is known.
+        replaced: faster paths that failed.
+        sigma: largest and smallest singular value of the group.
+    """
+
+    end: End
+    path: str
+    residual: float
+    orthonormality: float
+    gap: float
+    energy_error: float
+    evidence: Evidence
+    replaced: str
+    sigma: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Problem:
     """One verifiable task row.
 

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 import orthora
 from orthora import methods
 from orthora.adapters import AnchoredLinear, adapted_layers, weight_of
-from orthora.adapters.attach import module_seed
+from orthora.adapters.starts import module_seed
 
 RANK, ALPHA, SEED = 4, 6.0, 3
 NAMES = orthora.methods()
@@ -394,7 +394,13 @@ REFUSED = {
     "NaN": ("qwen2", spoil(DOWN, math.nan), {}, [DOWN, "NaN"]),
     "Inf": ("qwen2", spoil(DOWN, math.inf), {}, [DOWN, "Inf"]),
     "meta": ("qwen2", one_on_meta, {}, ["meta", "model.layers.1.mlp.up_proj.weight"]),
-    "fused experts": ("qwen3_moe", unchanged, {}, ["expert", "gate_up_proj", "target_modules"]),
+    "fused experts": (
+        "qwen3_moe",
+        unchanged,
+        {"method": "pissa"},
+        ["anchored", "experts", "down_proj", "target_modules"],
+    ),
+    "dropout on experts": ("qwen3_moe", unchanged, {"dropout": 0.1, "method": "rlpo"}, ["dropout"]),
     "experts by their old names": (
         "qwen3_moe",
         unchanged,
@@ -404,7 +410,7 @@ REFUSED = {
     "experts by name": (
         "qwen3_moe",
         unchanged,
-        {"target_modules": ["q_proj", "experts"]},
+        {"method": "pissa", "target_modules": ["q_proj", "experts"]},
         ["experts"],
     ),
     "router": (

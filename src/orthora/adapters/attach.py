@@ -5,36 +5,25 @@ matched module carries the method's factors, each layer computes exactly its bas
 and nothing else trains.
 """
 
-import hashlib
 import sys
-from collections.abc import Iterator
+import warnings
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
 
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora.layer import Linear as LoraLinear
-from peft.tuners.tuners_utils import BaseTunerLayer
+import torch
+from peft import PeftModel
 from rich.console import Console
 from rich.progress import track
-from torch import nn
+from torch import Tensor, distributed
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from orthora.adapters.checks import (
-    adapted_layers,
-    check_arguments,
-    check_complete,
-    check_layers,
-    linear_names,
-    refuse_unfit,
-    verify,
-    weight_of,
-)
-from orthora.adapters.layers import AnchoredConv1D, AnchoredLinear, set_start
-from orthora.adapters.model import AnchoredCausalLM, AnchoredModel
-from orthora.methods import Method, registry
+from orthora.adapters import starts
+from orthora.adapters.checks import adapted_layers, refuse_unfit, verify
+from orthora.adapters.slots import Slot
+from orthora.adapters.starts import How, Start
+from orthora.adapters.wrap import Targets, Unfit, unwrap, wrap
+from orthora.methods import registry
 
-ADAPTER = "default"
 _SLOW_ELEMENTS = 50_000_000  # above this many weights the start takes seconds: show progress
 
 
@@ -65,9 +54,10 @@ def adapt(
     *,
     rank: int = 16,
     alpha: float = 32,
-    target_modules: str | list[str] = "all-linear",
+    target_modules: Targets = "all-linear",
     seed: int = 0,
     dropout: float = 0.0,
+    unfit: Unfit = "refuse",
 ) -> PeftModel:
     """Wrap ``model`` with adapters of ``method`` that leave its function unchanged.
 
@@ -75,113 +65,113 @@ def adapt(
     frozen, instead of subtracting from W. So the start is exact in every dtype, and
     ``disable_adapter()`` is the pretrained model for every method. ``save_pretrained`` on the
     result writes plain PEFT LoRA (rank 2r for anchored methods). A fused projection (Phi's
-    ``qkv_proj``) is one matrix and gets one adapter. Factors are float32 over any base dtype.
+    ``qkv_proj``) is one matrix and gets one adapter; so does each expert of a fused stack, in
+    PEFT's packing. Factors are float32 over any base dtype, and the same bits whatever the number
+    of threads. In a distributed job rank 0 computes, and the others receive.
 
     Args:
         model: a transformers model with loaded weights.
         method: a name or alias of `orthora.methods()`.
-        rank: r, at most the smaller side of every adapted matrix.
+        rank: r, at most the smaller side of every adapted matrix; see ``unfit``.
         alpha: the scale is ``alpha / rank``.
-        target_modules: as PEFT's: ``"all-linear"``, names, or a regular expression.
+        target_modules: as PEFT's: ``"all-linear"`` (with fused experts), names, or a regular
+            expression.
         seed: of the random methods; each module draws from (seed, its name), so that the order of
             modules does not matter.
         dropout: probability on the adapters' input.
+        unfit: modules whose smaller side is below the rank are refused (``"refuse"``), get the
+            largest rank that fits at the same scale (``"lower"``), or are left out (``"skip"``).
 
     Returns:
         A ``PeftModel`` whose only trainable parameters are ``lora_A`` and ``lora_B``.
 
     Raises:
         ValueError: unknown method; a target that matches nothing; a rank that does not fit, or NaN
-            or Inf, naming the module; quantised or meta weights, fused MoE experts, embeddings, or
-            a model that already carries adapters. The model is then left as it was.
+            or Inf, naming the module; quantised or meta weights, embeddings, fused experts with an
+            anchored method, or a model that already carries adapters. The model is then left as it
+            was.
     """
     record = registry.get(method)
-    if isinstance(target_modules, str) and target_modules.isidentifier():
-        target_modules = [target_modules]  # a bare name matches nothing as a whole-name pattern
-    check_arguments(rank, alpha, target_modules, dropout)
-    refuse_unfit(model, target_modules)
+    refuse_unfit(model)
     trained_before = {name: p.requires_grad for name, p in model.named_parameters()}
+    peft_model, slots = wrap(
+        model,
+        record,
+        rank=rank,
+        alpha=alpha,
+        targets=target_modules,
+        dropout=dropout,
+        unfit=unfit,
+    )
     try:
-        peft_model = _wrap(model, record, rank, alpha, target_modules, dropout)
-        layers = adapted_layers(peft_model)
-        check_layers(layers, rank)
-        if target_modules == "all-linear":
-            check_complete(peft_model, model)
-        _start(layers, record.name, rank, alpha / rank, seed)
-        verify(peft_model, layers)
+        _start_everywhere(peft_model, slots, How(record.name, alpha / rank, seed))
+        verify(peft_model, adapted_layers(peft_model))
     except BaseException:
-        _unwrap(model, trained_before)
+        unwrap(model, trained_before)
         raise
+    _warn_of_rounded_experts(slots)
     targets = target_modules if isinstance(target_modules, str) else tuple(target_modules)
-    how = AdapterRecord(record.name, rank, alpha, targets, seed, tuple(layers))
+    names = tuple(slot.name for slot in slots)
+    how = AdapterRecord(record.name, rank, alpha, targets, seed, names)
     peft_model.__dict__["orthora"] = how  # past nn.Module, which holds tensors and modules
     return peft_model
 
 
-def _unwrap(model: PreTrainedModel, trained: dict[str, bool]) -> None:
-    """Undo an injection, whole or half done: the base's own modules and flags again."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.get_base_layer())
-    model.__dict__.pop("peft_config", None)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trained[name])
-
-
-def _wrap(
-    model: PreTrainedModel,
-    record: Method,
-    rank: int,
-    alpha: float,
-    targets: str | list[str],
-    dropout: float,
-) -> PeftModel:
-    """Inject PEFT's layers, or their anchored subclasses, in place."""
-    causal = hasattr(model, "prepare_inputs_for_generation")
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=cast(int, alpha),
-        target_modules=targets,
-        lora_dropout=dropout,
-        init_lora_weights=True,
-        task_type="CAUSAL_LM" if causal else None,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-    )
-    try:
-        if not record.anchored:
-            return cast(PeftModel, get_peft_model(model, config, adapter_name=ADAPTER))
-        config.base_model_name_or_path = getattr(model, "name_or_path", None)
-        config._register_custom_module({nn.Linear: AnchoredLinear, Conv1D: AnchoredConv1D})
-        return (AnchoredCausalLM if causal else AnchoredModel)(model, config, adapter_name=ADAPTER)
-    except ValueError as error:
-        regex = " (a string is a regular expression of the whole name; pass names as a list)"
-        hint = regex if isinstance(targets, str) and targets != "all-linear" else ""
-        raise ValueError(
-            f"target_modules={targets!r} does not fit this model{hint}: {error} Its linear modules "
-            f"are {linear_names(model)}"
-        ) from error
-
-
-def _start(layers: dict[str, Any], method: str, rank: int, scale: float, seed: int) -> None:
-    """Compute and write the starting factors, module by module."""
-    for name, layer in _progress(layers, f"starting {method} adapters"):
+def _start_everywhere(model: PeftModel, slots: list[Slot], how: How) -> None:
+    """Start the factors here, or on rank 0 of a distributed job and send them to the others."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        _start(slots, how)
+        return
+    failure: list[str | None] = [None]
+    if distributed.get_rank() == 0:
         try:
-            factors = registry.initialize(
-                weight_of(layer), method, rank, scale=scale, seed=module_seed(seed, name)
-            )
+            _start(slots, how)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        set_start(layer, ADAPTER, *factors)
+            failure = [str(error)]
+    distributed.broadcast_object_list(failure, src=0)  # so that nobody waits for factors in vain
+    if failure[0] is not None:
+        raise ValueError(failure[0])
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    for name, tensor in model.state_dict().items():
+        if ".lora_" in name or ".anchor_" in name:
+            sent = tensor.to(device)
+            distributed.broadcast(sent, src=0)
+            tensor.copy_(sent)
 
 
-def module_seed(seed: int, name: str) -> int:
-    """A seed that depends on the run's seed and the module's name alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "little")
-
-
-def _progress(layers: dict[str, Any], title: str) -> Iterator[tuple[str, LoraLinear]]:
-    """Iterate with a bar on stderr when it will take more than a moment."""
-    size = sum(weight_of(layer).numel() for layer in layers.values())
+def _start(slots: list[Slot], how: How) -> None:
+    """Compute and write the starting factors: a pool of layers, or batches on a GPU."""
+    slots = sorted(slots, key=lambda slot: starts.cost(slot.shape), reverse=True)
+    compute = partial(_compute, how)
+    if any(slot.weight().is_cuda for slot in slots):
+        done = starts.compute_in_batches(
+            slots, _load, compute, shape=lambda slot: slot.shape, method=how.method
+        )
+    else:
+        done = starts.compute_all(slots, _load, compute, workers=torch.get_num_threads())
+    size = sum(slot.shape[0] * slot.shape[1] for slot in slots)
     quiet = size < _SLOW_ELEMENTS or not sys.stderr.isatty()
-    yield from track(list(layers.items()), title, console=Console(stderr=True), disable=quiet)
+    title = f"starting {how.method} adapters"
+    console = Console(stderr=True)
+    for slot, start in track(done, title, total=len(slots), console=console, disable=quiet):
+        slot.start(*start.factors)
+
+
+def _load(slot: Slot) -> Tensor:
+    return slot.weight()
+
+
+def _compute(how: How, W: Tensor, slot: Slot) -> Start:
+    return starts.compute(W, slot.name, slot.rank, how)
+
+
+def _warn_of_rounded_experts(slots: list[Slot]) -> None:
+    """PEFT adds expert updates to the base weight in its dtype, where small ones are lost."""
+    low = [slot for slot in slots if slot.expert is not None and slot.weight().element_size() < 4]
+    if low:
+        warnings.warn(
+            f"PEFT adds the updates of fused experts to the base weight in {low[0].weight().dtype} "
+            "at every forward pass, where small ones are rounded off; load the base in float32, or "
+            "leave the experts out",
+            stacklevel=3,
+        )

@@ -4,12 +4,15 @@ import math
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from orthora.adapters.slots import Slot, is_linear
 
 
 def adapted_layers(model: PeftModel) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def check_arguments(rank: int, alpha: float, targets: str | list[str], dropout: 
         )
 
 
-def refuse_unfit(model: PreTrainedModel, targets: str | list[str]) -> None:
+def refuse_unfit(model: PreTrainedModel) -> None:
     """Refuse models whose weights can't be read as matrices, naming what and the remedy."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"adapt() takes a loaded transformers model, got {type(model).__name__}")
@@ -64,46 +67,45 @@ def refuse_unfit(model: PreTrainedModel, targets: str | list[str]) -> None:
             f"{len(meta)} parameters are on the meta device, e.g. {meta[0]!r}: load the checkpoint "
             "(no init_empty_weights, no disk offload) before adapt()"
         )
-    fused = [name for name, p in model.named_parameters() if p.ndim == 3 and "expert" in name]
-    if fused and targets == "all-linear":
-        raise ValueError(
-            f"the model has {len(fused)} fused expert tensors, e.g. {fused[0]!r}, which LoRA "
-            "layers can't wrap and 'all-linear' would silently skip; name the modules, e.g. "
-            "target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj']"
-        )
+
+
+def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
+    """Every name of a list names a module, or a fused parameter."""
+    fused = fused_experts(model)
     if not isinstance(targets, str):
-        modules = [name for name, _ in model.named_modules()]
+        known = [name for name, _ in model.named_modules()] + fused
         for target in targets:
-            if not any(name == target or name.endswith("." + target) for name in modules):
-                hint = f"; fused experts ({fused[0]!r}) can't be adapted" if fused else ""
+            if not any(name == target or name.endswith("." + target) for name in known):
+                hint = f"; its experts are fused in {fused[0]!r} and the like" if fused else ""
                 raise ValueError(
                     f"target_modules names {target!r}, which matches no module{hint}; the linear "
                     f"modules are {linear_names(model)}"
                 )
 
 
-def check_layers(layers: dict[str, Any], rank: int) -> None:
-    """Only linear layers were matched, and each can hold the rank."""
-    odd = [name for name, layer in layers.items() if not is_linear(layer.get_base_layer())]
-    if odd:
-        kind = type(layers[odd[0]].get_base_layer()).__name__
-        raise ValueError(
-            f"{odd[0]!r} is a {kind}; orthora starts adapters on linear layers only, take it out "
-            "of target_modules"
-        )
-    shapes = {name: tuple(weight_of(m).shape) for name, m in layers.items()}
-    small = [name for name, shape in shapes.items() if rank > min(shape)]
+def check_layers(model: PeftModel, slots: list[Slot]) -> None:
+    """Only linear layers and fused experts were matched, and each can hold its rank."""
+    held = {id(slot.layer) for slot in slots}
+    for name, layer in adapted_layers(model).items():
+        if id(layer) not in held:
+            raise ValueError(
+                f"{name!r} is a {type(layer.get_base_layer()).__name__}; orthora starts adapters "
+                "on linear layers only, take it out of target_modules"
+            )
+    small = [slot for slot in slots if slot.rank > min(slot.shape)]
     if small:
-        limit = min(min(shapes[name]) for name in small)
+        names = list(dict.fromkeys(slot.key.removesuffix(".weight") for slot in small))
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise ValueError(
-            f"rank {rank} does not fit {len(small)} modules, e.g. {small[0]!r} of shape "
-            f"{shapes[small[0]]}; use a rank of at most {limit}, or leave them out of "
-            "target_modules"
+            f"rank {small[0].rank} does not fit {len(names)} modules ({shown}), e.g. "
+            f"{small[0].name!r} of shape {small[0].shape}; use a rank of at most "
+            f"{min(min(slot.shape) for slot in small)}, or unfit='lower' or 'skip' for these "
+            "modules alone"
         )
 
 
-def check_complete(peft_model: PeftModel, model: PreTrainedModel) -> None:
-    """'all-linear' left out no linear module but the output head.
+def check_complete(peft_model: PeftModel, model: PreTrainedModel, config: LoraConfig) -> None:
+    """'all-linear' left out no linear module but the output head, and those excluded on purpose.
 
     Raises:
         ValueError: naming a module that would have been skipped without a word.
@@ -113,7 +115,10 @@ def check_complete(peft_model: PeftModel, model: PreTrainedModel) -> None:
     left = [
         name
         for name, module in model.named_modules()
-        if is_linear(module) and module is not head and id(module) not in inside
+        if is_linear(module)
+        and module is not head
+        and id(module) not in inside
+        and name.removeprefix("base_model.model.") not in (config.exclude_modules or ())
     ]
     if left:
         raise ValueError(
@@ -127,16 +132,16 @@ def verify(model: PeftModel, layers: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, layer in layers.items():
+            if isinstance(layer, ParamWrapper):  # its function needs the routing; B = 0 is enough
+                difference = float(cast(nn.Linear, layer.lora_B["default"]).weight.abs().max())
+                _check_same(name, difference)
+                continue
             base = layer.get_base_layer()
             weight = cast(Tensor, base.weight)
             n = weight_of(layer).shape[1]
             x = torch.randn(2, n, generator=generator).to(weight.device, weight.dtype)
             difference = float((layer(x) - base(x)).abs().max())
-            if difference != 0.0:
-                raise ValueError(
-                    f"{name}: the adapter changes the function by {difference:.3g} at the start; "
-                    "this is a bug of orthora or an unsupported layer, please report it"
-                )
+            _check_same(name, difference)
     stray = [
         name
         for name, parameter in model.named_parameters()
@@ -146,12 +151,20 @@ def verify(model: PeftModel, layers: dict[str, Any]) -> None:
         raise ValueError(f"{stray[0]!r} has the wrong requires_grad; please report this")
 
 
+def _check_same(name: str, difference: float) -> None:
+    if difference != 0.0:
+        raise ValueError(
+            f"{name}: the adapter changes the function by {difference:.3g} at the start; "
+            "this is a bug of orthora or an unsupported layer, please report it"
+        )
+
+
+def fused_experts(model: nn.Module) -> list[str]:
+    """Names of the parameters (E, m, n) that hold the weights of all experts of a layer."""
+    return [name for name, p in model.named_parameters() if p.ndim == 3 and "expert" in name]
+
+
 def linear_names(model: nn.Module) -> str:
     """Last parts of the names of the linear modules, for messages."""
     names = {name.split(".")[-1] for name, module in model.named_modules() if is_linear(module)}
     return ", ".join(sorted(names))
-
-
-def is_linear(module: nn.Module) -> bool:
-    """A layer with a weight matrix: ``nn.Linear``, or GPT-2's ``Conv1D``."""
-    return isinstance(module, nn.Linear | Conv1D)

@@ -4,6 +4,8 @@ from orthora.linalg.bases import dct_rows as dct_rows
 from orthora.linalg.bases import haar_rows as haar_rows
 from orthora.linalg.masks import magnitude_threshold as magnitude_threshold
 from orthora.linalg.masks import smallest_mask as smallest_mask
+from orthora.linalg.records import decomposed as decomposed
+from orthora.linalg.records import recorded as recorded
 from orthora.linalg.subspace import both_subspaces as both_subspaces
 from orthora.linalg.subspace import bottom_subspace as bottom_subspace
 from orthora.linalg.subspace import check_rank as check_rank

@@ -5,6 +5,7 @@ are exact for bfloat16 weights, it serves where the spectrum is narrow, which th
 decides.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,14 @@ def spectrum(A: Float[Tensor, "p k"], dtype: torch.dtype, *, bf16: bool) -> Spec
     """The eigendecomposition of A'A in ``dtype``."""
     values, vectors = torch.linalg.eigh(gram(A.to(dtype), bf16=bf16))
     return Spectrum(values, vectors, path(dtype))
+
+
+def spectra(matrices: Sequence[Float[Tensor, "p k"]]) -> list[Spectrum]:
+    """The decompositions of equal-sided matrices in float64, as one batch."""
+    double = torch.float64
+    G = torch.stack([gram(A.to(double), bf16=False) for A in matrices])
+    values, vectors = torch.linalg.eigh(G)
+    return [Spectrum(*pair, path(double)) for pair in zip(values, vectors, strict=True)]
 
 
 def path(dtype: torch.dtype) -> str:

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthora.linalg import full, minor, principal
+from orthora.linalg import full, minor, principal, records
 from orthora.linalg.certificate import GUARDS, NotCertified
 from orthora.linalg.exact import exact
 from orthora.linalg.gram import gram, holds_bf16, tall
@@ -134,7 +134,14 @@ def both_subspaces(W: Float[Tensor, "m n"], rank: int) -> tuple[Subspace, Subspa
 
 
 def _subspaces(W: Tensor, rank: int, ends: tuple[End, ...]) -> list[Subspace]:
-    """Each end by the first algorithm whose checks pass."""
+    """Each end by the first algorithm whose checks pass; each is noted in `records`."""
+    found = _certified(W, rank, ends)
+    for end, subspace in zip(ends, found, strict=True):
+        records.note(end, subspace)
+    return found
+
+
+def _certified(W: Tensor, rank: int, ends: tuple[End, ...]) -> list[Subspace]:
     check_weight(W)
     check_rank(rank, (W.shape[0], W.shape[1]))
     W = W.detach()
@@ -157,6 +164,9 @@ class _Matrix:
         self._shared = shared
         self._gram: Tensor | None = None
         self._spectra: dict[torch.dtype, full.Spectrum] = {}
+        ready = records.ready(W) if scale == 1.0 else None
+        if ready is not None:
+            self._spectra[torch.float64] = ready
 
     def attempts(self, end: End, rank: int) -> Iterator[Attempt]:
         """The fast algorithms for this shape and end, in order."""

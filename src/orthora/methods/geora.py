@@ -17,6 +17,7 @@ SHARE = 0.2
     claim="top-r of W on the union of its smallest entries and its least principal entries",
     reference="Zhang et al. 2026, arXiv 2601.09361, eqs. 1-8",
     anchored=True,
+    spectral=True,
 )
 def geora(
     W: Float[Tensor, "m n"], rank: int, *, scale: float, generator: torch.Generator

@@ -17,6 +17,7 @@ from orthora.types import Factors
     claim="A = bottom-r right singular vectors, B = 0: minor directions without their scale",
     reference="Zhang et al. 2026, arXiv 2606.31813, section 5.2 (LoRA-RLMO)",
     anchored=False,
+    spectral=True,
     aliases=("lora-rlmo",),
 )
 def rlmo(
@@ -31,6 +32,7 @@ def rlmo(
     claim="s B A = the rank-r minor part of W, the singular values split evenly",
     reference="Wang et al. 2024, arXiv 2406.09044; scale as PEFT divides PiSSA's",
     anchored=True,
+    spectral=True,
 )
 def milora(
     W: Float[Tensor, "m n"], rank: int, *, scale: float, generator: torch.Generator
@@ -50,6 +52,7 @@ def milora(
     claim="A = V_-r', B = U_-r: orthonormal minor factors without singular values",
     reference="Mind Lab 2026, arXiv 2606.02437, section 4.1.2",
     anchored=True,
+    spectral=True,
 )
 def olora_tail(
     W: Float[Tensor, "m n"], rank: int, *, scale: float, generator: torch.Generator

@@ -14,6 +14,7 @@ from orthora.types import Factors
     claim="A = top-r right singular vectors, B = 0: principal directions without their scale",
     reference="Zhang et al. 2026, arXiv 2606.31813, section 5.2 (LoRA-RLPO)",
     anchored=False,
+    spectral=True,
     aliases=("lora-rlpo",),
 )
 def rlpo(
@@ -28,6 +29,7 @@ def rlpo(
     claim="s B A = the rank-r principal part of W, the singular values split evenly",
     reference="Meng et al. 2024, arXiv 2404.02948, eqs. 2-5; scale as PEFT's init 'pissa'",
     anchored=True,
+    spectral=True,
 )
 def pissa(
     W: Float[Tensor, "m n"], rank: int, *, scale: float, generator: torch.Generator
@@ -48,6 +50,7 @@ def pissa(
     reference="Zhang et al. 2026, arXiv 2606.31813 (OLoRA baseline); Mind Lab 2026, arXiv "
     "2606.02437, section 4.1.2",
     anchored=True,
+    spectral=True,
 )
 def olora(
     W: Float[Tensor, "m n"], rank: int, *, scale: float, generator: torch.Generator

@@ -38,6 +38,7 @@ class Method:
         claim: one line that says what the start does.
         reference: paper and equation.
         anchored: True if B0 A0 != 0, so that the layer computes ``W x + s (B A - B0 A0) x``.
+        spectral: True if it starts from singular subspaces of the weight.
         aliases: other names that mean the same.
     """
 
@@ -47,6 +48,7 @@ class Method:
     reference: str
     anchored: bool
     aliases: tuple[str, ...] = ()
+    spectral: bool = False
 
 
 _METHODS: dict[str, Method] = {}
@@ -54,14 +56,20 @@ _ALIASES: dict[str, str] = {}
 
 
 def method(
-    name: str, *, claim: str, reference: str, anchored: bool, aliases: tuple[str, ...] = ()
+    name: str,
+    *,
+    claim: str,
+    reference: str,
+    anchored: bool,
+    aliases: tuple[str, ...] = (),
+    spectral: bool = False,
 ) -> Callable[[Init], Init]:
     """Register the decorated function under ``name``; a collision is a programming error."""
 
     def register(init: Init) -> Init:
         for key in (name, *aliases):
             assert key not in {*_METHODS, *_ALIASES}, f"method {key!r} registered twice"
-        _METHODS[name] = Method(name, init, claim, reference, anchored, aliases)
+        _METHODS[name] = Method(name, init, claim, reference, anchored, aliases, spectral)
         _ALIASES.update(dict.fromkeys(aliases, name))
         return init
 

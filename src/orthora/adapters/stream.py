@@ -1,0 +1,289 @@
+"""``orthora.init_adapter``: a started adapter from a checkpoint, without building the model.
+
+Weights are read one by one while others are computed, and factors are written to their final place
+as they are done; what is in memory is about one weight per worker. An interrupted start goes on
+where it stopped.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor
+
+from orthora import __version__
+from orthora.adapters import starts
+from orthora.adapters.export import RECORD_NAME
+from orthora.adapters.model import STATE_NAME, has_anchor, plain_config
+from orthora.adapters.slots import Slot
+from orthora.adapters.sources import Origins, Source, meta_model
+from orthora.adapters.starts import How, Start
+from orthora.adapters.unfinished import Unfinished
+from orthora.adapters.wrap import Targets, Unfit, wrap
+from orthora.checkpoint import Checkpoint, open_checkpoint
+from orthora.methods import registry
+
+_ADAPTER = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a start is; `init_adapter` reports it after every weight.
+
+    Attributes:
+        name: of the weight just done, or "" at the beginning.
+        done: weights done, those of an earlier process included.
+        total: weights in all.
+        work_done: work done, in the units of ``work``.
+        work: all work, about proportional to time.
+    """
+
+    name: str
+    done: int
+    total: int
+    work_done: int
+    work: int
+
+
+@dataclass(frozen=True)
+class InitResult:
+    """What `init_adapter` made.
+
+    Attributes:
+        out: the adapter folder.
+        modules: of each weight: shape, rank, seconds, norm, and the certificates of its subspaces.
+        resumed: how many weights an earlier process had done.
+        seconds: wall time of this process's share.
+    """
+
+    out: Path
+    modules: dict[str, dict[str, Any]]
+    resumed: int
+    seconds: float
+
+
+def init_adapter(
+    model: str,
+    method: str = "rlpo",
+    *,
+    out: str | Path,
+    rank: int = 16,
+    alpha: float = 32,
+    target_modules: Targets = "all-linear",
+    seed: int = 0,
+    unfit: Unfit = "refuse",
+    device: str = "cpu",
+    workers: int | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> InitResult:
+    """Write the adapter that `orthora.adapt` would put on the model, from its files alone.
+
+    The folder is standard PEFT (``init_lora_weights: true``), with ``orthora.json`` beside it. With
+    an anchored method it holds the plain rank-2r form, whose function is the base's, and the exact
+    factors and anchors in ``orthora_state.safetensors``, which PEFT does not read and orthora's
+    models do. The factors are the bits that `orthora.adapt` computes, whatever ``workers`` is.
+
+    Args:
+        model: a folder, one ``.safetensors`` file, a hub name, or ``tiny``.
+        method: a name or alias of `orthora.methods()`.
+        out: a folder that does not exist or is empty.
+        rank: r.
+        alpha: the scale is ``alpha / rank``.
+        target_modules: as for `orthora.adapt`.
+        seed: of the random methods.
+        unfit: as for `orthora.adapt`.
+        device: ``"cpu"`` or ``"cuda"``.
+        workers: weights computed side by side, one thread each; by default one per core, as far as
+            memory goes.
+        report: called in this thread after every weight.
+
+    Returns:
+        Where it is, and every weight's figures.
+
+    Raises:
+        ValueError: in one line: a missing, corrupt or quantised checkpoint, a target or rank that
+            does not fit, NaN or Inf (naming the tensor), or ``out`` in use.
+        OSError: if the disk is full or fails.
+    """
+    begun = time.monotonic()
+    record = registry.get(method)
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    checkpoint = open_checkpoint(model)
+    base = meta_model(checkpoint)
+    origins = Origins(base, checkpoint)
+    peft_model, slots = wrap(
+        base,
+        record,
+        rank=rank,
+        alpha=alpha,
+        targets=target_modules,
+        dropout=0.0,
+        unfit=unfit,
+    )
+    sources = [origins.source(slot) for slot in slots]
+    layout = _Layout(peft_model, slots)
+    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
+    settings = {
+        "method": record.name,
+        "rank": rank,
+        "alpha": alpha,
+        "target_modules": targets,
+        "seed": seed,
+        "unfit": unfit,
+    }
+    plan = {
+        **settings,
+        "checkpoint": checkpoint.fingerprint(),
+        "device": device,
+        "orthora": __version__,
+        "torch": torch.__version__,
+    }
+    how = How(record.name, alpha / rank, seed)
+    with Unfinished(Path(out), plan, layout.files) as unfinished:
+        resumed = len(unfinished.done)
+        left = [source for source in sources if source.slot.name not in unfinished.done]
+        tell = _Teller(report, sources, left)
+        for source, start in _starts(left, checkpoint, how, device, workers):
+            layout.write(unfinished, source.slot, start)
+            unfinished.finish(source.slot.name, _entry(source, start))
+            tell(source)
+        seconds = time.monotonic() - begun
+        modules = {slot.name: unfinished.done[slot.name] for slot in slots}
+        story = {
+            **settings,
+            "base_model": model,
+            "checkpoint": plan["checkpoint"],
+            "anchored": record.anchored,
+            "device": device,
+            "seconds": round(seconds, 3),
+            "orthora": __version__,
+            "torch": torch.__version__,
+            "modules": modules,
+        }
+        config = _config_text(plain_config(peft_model), model)
+        unfinished.complete(
+            {"adapter_config.json": config, RECORD_NAME: json.dumps(story, indent=1) + "\n"}
+        )
+    return InitResult(Path(out), modules, resumed, seconds)
+
+
+def _starts(
+    sources: list[Source], checkpoint: Checkpoint, how: How, device: str, workers: int | None
+) -> Iterator[tuple[Source, Start]]:
+    """Compute the starts, similar shapes together, the costly ones first."""
+    order = sorted(sources, key=lambda source: starts.cost(source.slot.shape), reverse=True)
+    compute = partial(_compute, how)
+    if device == "cuda":
+        return starts.compute_in_batches(
+            order,
+            lambda source: source.read(checkpoint).cuda(),
+            compute,
+            shape=lambda source: source.slot.shape,
+            method=how.method,
+        )
+    if workers is None:
+        most = max((starts.workspace(source.slot.shape) for source in order), default=0)
+        workers = starts.default_workers(most)
+    return starts.compute_all(
+        order, lambda source: source.read(checkpoint), compute, workers=workers
+    )
+
+
+def _compute(how: How, W: Tensor, source: Source) -> Start:
+    slot = source.slot
+    try:
+        return starts.compute(W, slot.name, slot.rank, how)
+    except ValueError as error:
+        raise ValueError(f"{error} (tensor {', '.join(source.tensors)})") from error
+
+
+class _Layout:
+    """Where the factors of each slot go in the adapter's files."""
+
+    def __init__(self, model: PeftModel, slots: list[Slot]) -> None:
+        self.anchored = has_anchor(model)
+        self.files: dict[str, dict[str, tuple[int, ...]]] = {_ADAPTER: {}}
+        if self.anchored:
+            self.files[STATE_NAME] = {}
+        for slot in slots:
+            m, n = slot.shape
+            r = slot.rank * slot.experts
+            if not self.anchored:
+                self._add(_ADAPTER, slot, ("lora_A", (r, n)), ("lora_B", (m, r)))
+                continue
+            self._add(_ADAPTER, slot, ("lora_A", (2 * r, n)), ("lora_B", (m, 2 * r)))
+            self._add(STATE_NAME, slot, ("lora_A", (r, n)), ("lora_B", (m, r)))
+            self._add(STATE_NAME, slot, ("anchor_A", (r, n)), ("anchor_B", (m, r)))
+
+    def _add(self, file: str, slot: Slot, *tensors: tuple[str, tuple[int, int]]) -> None:
+        for name, shape in tensors:
+            self.files[file][_key(slot, name)] = shape
+
+    def write(self, unfinished: Unfinished, slot: Slot, start: Start) -> None:
+        """Write one slot's factors; what stays zero is not written."""
+        A, B = (factor.cpu() for factor in start.factors)
+        if not self.anchored:  # B = 0
+            unfinished.write(_ADAPTER, _key(slot, "lora_A"), A, (slot.expert or 0) * slot.rank)
+            return
+        # s (B A - B0 A0) = s [B - B0, B0] [A; A - A0], at the start [0, B0] [A0; 0]
+        unfinished.write(_ADAPTER, _key(slot, "lora_A"), A)
+        unfinished.write(_ADAPTER, _key(slot, "lora_B"), torch.cat([torch.zeros_like(B), B], dim=1))
+        for name, factor in (("lora_A", A), ("anchor_A", A), ("lora_B", B), ("anchor_B", B)):
+            unfinished.write(STATE_NAME, _key(slot, name), factor)
+
+
+def _key(slot: Slot, factor: str) -> str:
+    return f"{slot.path}.{factor}.weight"
+
+
+def _entry(source: Source, start: Start) -> dict[str, Any]:
+    """What ``orthora.json`` says of one weight."""
+    return {
+        "shape": list(source.slot.shape),
+        "rank": source.slot.rank,
+        "tensors": list(source.tensors),
+        "seconds": round(start.seconds, 4),
+        "norm": start.norm,
+        "subspaces": [asdict(certificate) for certificate in start.certificates],
+    }
+
+
+def _config_text(config: LoraConfig, model: str) -> str:
+    """``adapter_config.json``: what PEFT would save, with sets in a fixed order."""
+    config.base_model_name_or_path = model
+    table = config.to_dict()
+    table.pop("_custom_modules", None)
+    fixed = {key: sorted(v) if isinstance(v, set) else v for key, v in table.items()}
+    return json.dumps(fixed, indent=2, sort_keys=True) + "\n"
+
+
+class _Teller:
+    """Counts finished weights and work, and passes them on."""
+
+    def __init__(
+        self,
+        report: Callable[[Progress], None] | None,
+        sources: list[Source],
+        left: list[Source],
+    ) -> None:
+        self.report = report
+        self.total, self.done = len(sources), len(sources) - len(left)
+        self.work = sum(starts.cost(source.slot.shape) for source in sources)
+        self.work_done = self.work - sum(starts.cost(source.slot.shape) for source in left)
+        self._tell("")
+
+    def _tell(self, name: str) -> None:
+        if self.report is not None:
+            self.report(Progress(name, self.done, self.total, self.work_done, self.work))
+
+    def __call__(self, source: Source) -> None:
+        self.done += 1
+        self.work_done += starts.cost(source.slot.shape)
+        self._tell(source.slot.name)
