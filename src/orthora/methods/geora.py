@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from orthora.linalg import smallest_mask, top_subspace
+from orthora.linalg import reconstruction, smallest_mask, smallest_of, top_subspace
 from orthora.methods.registry import method
 from orthora.types import Factors
 
@@ -28,7 +28,8 @@ def geora(
     `milora`): for s != 1 the adapter carries s times the rank-r part of W_Geo. The function at the
     start is W's all the same, because the layer is anchored.
     """
-    masked = W.detach().float() * geometry_mask(W, rank)
+    masked = W.detach().to(torch.float32, copy=True)
+    masked *= geometry_mask(W, rank)
     top = top_subspace(masked, rank)
     root = top.S.sqrt()
     return Factors(root[:, None] * top.V.mT, top.U * root)
@@ -38,7 +39,7 @@ def geometry_mask(W: Float[Tensor, "m n"], rank: int, share: float = SHARE) -> B
     """M_Spec or M_Euc (eqs. 6-8).
 
     M_Spec holds the ``share`` of entries that are smallest in the rank-r reconstruction of W, M_Euc
-    the ``share`` smallest in W itself.
+    the ``share`` smallest in W itself. The reconstruction is never held whole.
 
     Args:
         W: (m, n) weight.
@@ -51,6 +52,7 @@ def geometry_mask(W: Float[Tensor, "m n"], rank: int, share: float = SHARE) -> B
     Raises:
         ValueError: if ``rank`` or ``share`` does not fit, or ``W`` is not finite.
     """
-    top = top_subspace(W, rank)
-    reconstruction = ((top.U * top.S) @ top.V.mT).float()
-    return smallest_mask(reconstruction, share) | smallest_mask(W, share)
+    blocks = reconstruction(top_subspace(W, rank))
+    mask = smallest_of(blocks, W.numel(), share)
+    mask |= smallest_mask(W, share)
+    return mask
