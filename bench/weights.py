@@ -23,9 +23,11 @@ KINDS = ("llm", "mp", "spiky")
 _SPIKES = {"llm": 6.0, "spiky": 60.0}
 _DEGREES = 5
 
-SHAPES = {  # (out, in) of q and o, k and v, gate and up, down
+SHAPES = {
     "1.5B": {"hidden": 1536, "kv": 256, "mlp": 8960, "layers": 28, "vocab": 151936},
+    "4B": {"hidden": 2560, "kv": 1024, "mlp": 9728, "layers": 36, "vocab": 151936},
     "7B": {"hidden": 3584, "kv": 512, "mlp": 18944, "layers": 28, "vocab": 152064},
+    "14B": {"hidden": 5120, "kv": 1024, "mlp": 13824, "layers": 48, "vocab": 152064},
 }
 
 

@@ -7,7 +7,6 @@ that shrinks under us is an error, not a bus fault.
 
 import hashlib
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -78,18 +77,21 @@ class Checkpoint:
             index: into the first dimension, to read that slice alone.
 
         Raises:
-            ValueError: if there is no such tensor, or its file is gone or was cut short.
+            ValueError: if there is no such tensor or slice, or its file is gone or was cut short.
         """
         info = self.tensors.get(name)
         if info is None:
             near = get_close_matches(name, self.tensors, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{self.folder} has no tensor {name!r}{hint}")
+        if index is not None and not (info.shape and 0 <= index < info.shape[0]):
+            raise ValueError(f"{name!r} of shape {info.shape} has no slice {index}")
         shape = info.shape if index is None else info.shape[1:]
         dtype = _DTYPES[info.dtype]
-        data = bytearray(math.prod(shape) * dtype.itemsize)
-        if not data:
-            return torch.empty(shape, dtype=dtype)
+        value = torch.empty(shape, dtype=dtype)
+        if value.numel() == 0:
+            return value
+        data = memoryview(value.view(torch.uint8).numpy().reshape(-1).data)
         try:
             with info.file.open("rb") as file:
                 file.seek(info.offset + (index or 0) * len(data))
@@ -98,12 +100,12 @@ class Checkpoint:
             raise ValueError(f"can't read {name!r} from {info.file}: {error.strerror}") from error
         if got != len(data):
             raise ValueError(f"{info.file} ends inside {name!r}: {_AGAIN}")
-        return torch.frombuffer(data, dtype=dtype).reshape(shape)
+        return value
 
     def fingerprint(self) -> str:
         """A hash of the files' names, sizes and headers, and of ``config.json``.
 
-        It reads no tensor data: cheap, but blind to a change of the values alone.
+        It reads no tensor data: cheap, but blind to a change of the values alone; see `modified`.
 
         Raises:
             ValueError: if a file is gone or was cut short since the checkpoint was opened.
@@ -115,6 +117,12 @@ class Checkpoint:
             digest.update(header)
         digest.update(_bytes(self.folder / _CONFIG))
         return digest.hexdigest()
+
+    def modified(self) -> str:
+        """A hash of the times when the files were last written, which a change of values moves."""
+        files = sorted({info.file for info in self.tensors.values()})
+        times = repr([(file.name, file.stat().st_mtime_ns) for file in files])
+        return hashlib.sha256(times.encode()).hexdigest()[:16]
 
 
 def open_checkpoint(model: str) -> Checkpoint:

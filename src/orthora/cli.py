@@ -77,7 +77,7 @@ def _methods(arguments: list[str]) -> None:
 def _init(arguments: list[str]) -> None:
     """Start an adapter straight from a checkpoint."""
     options = _parse(_InitOptions, arguments, "init")
-    quiet_libraries()
+    quiet_libraries(data=False)
     from orthora.starting import start_adapter
 
     start_adapter(options)

@@ -1,16 +1,22 @@
 """Silence for programs; a library leaves other libraries' loggers alone."""
 
 
-def quiet_libraries() -> None:
-    """Keep other libraries' progress bars and notices out of our output; errors still show."""
+def quiet_libraries(*, data: bool = True) -> None:
+    """Keep other libraries' progress bars and notices out of our output; errors still show.
+
+    Args:
+        data: whether data sets will be loaded; their library takes half a second to import.
+    """
     import logging
     import warnings
 
-    import datasets
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    if data:
+        import datasets
+
+        datasets.disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)

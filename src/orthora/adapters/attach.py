@@ -7,6 +7,7 @@ and nothing else trains.
 
 import sys
 import warnings
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -122,15 +123,18 @@ def _start_everywhere(model: PeftModel, slots: list[Slot], how: How) -> None:
     if not (distributed.is_available() and distributed.is_initialized()):
         _start(slots, how)
         return
-    failure: list[str | None] = [None]
+    failure: Exception | None = None
     if distributed.get_rank() == 0:
         try:
             _start(slots, how)
-        except ValueError as error:
-            failure = [str(error)]
-    distributed.broadcast_object_list(failure, src=0)  # so that nobody waits for factors in vain
-    if failure[0] is not None:
-        raise ValueError(failure[0])
+        except Exception as error:  # whatever it is: nobody must wait for factors in vain
+            failure = error
+    told = [None if failure is None else str(failure)]
+    distributed.broadcast_object_list(told, src=0)
+    if failure is not None:
+        raise failure
+    if told[0] is not None:
+        raise ValueError(told[0])
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
     for name, tensor in model.state_dict().items():
         if ".lora_" in name or ".anchor_" in name:
@@ -141,20 +145,23 @@ def _start_everywhere(model: PeftModel, slots: list[Slot], how: How) -> None:
 
 def _start(slots: list[Slot], how: How) -> None:
     """Compute and write the starting factors: a pool of layers, or batches on a GPU."""
-    slots = sorted(slots, key=lambda slot: starts.cost(slot.shape), reverse=True)
+    slots = sorted(slots, key=lambda slot: (starts.cost(slot.shape), _kind(slot)), reverse=True)
     compute = partial(_compute, how)
     if any(slot.weight().is_cuda for slot in slots):
-        done = starts.compute_in_batches(
-            slots, _load, compute, shape=lambda slot: slot.shape, method=how.method
-        )
+        done = starts.compute_in_batches(slots, _load, compute, alike=_kind, method=how.method)
     else:
         done = starts.compute_all(slots, _load, compute, workers=torch.get_num_threads())
     size = sum(slot.shape[0] * slot.shape[1] for slot in slots)
     quiet = size < _SLOW_ELEMENTS or not sys.stderr.isatty()
     title = f"starting {how.method} adapters"
     console = Console(stderr=True)
-    for slot, start in track(done, title, total=len(slots), console=console, disable=quiet):
-        slot.start(*start.factors)
+    with closing(done):
+        for slot, start in track(done, title, total=len(slots), console=console, disable=quiet):
+            slot.start(*start.factors)
+
+
+def _kind(slot: Slot) -> tuple[tuple[int, int], str]:
+    return slot.shape, str(slot.weight().device)
 
 
 def _load(slot: Slot) -> Tensor:

@@ -1,6 +1,7 @@
 """What `adapt` checks before it touches a model, and after."""
 
 import math
+import re
 from typing import Any, cast
 
 import torch
@@ -45,6 +46,13 @@ def check_arguments(rank: int, alpha: float, targets: str | list[str], dropout: 
             f"target_modules must be 'all-linear', a list of names or a regular expression, got "
             f"{targets!r}"
         )
+    if isinstance(targets, str):
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise ValueError(
+                f"target_modules={targets!r} is no regular expression: {error}"
+            ) from error
 
 
 def refuse_unfit(model: PreTrainedModel) -> None:
@@ -83,8 +91,15 @@ def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
                 )
 
 
-def check_layers(model: PeftModel, slots: list[Slot]) -> None:
-    """Only linear layers and fused experts were matched, and each can hold its rank."""
+def check_layers(
+    model: PeftModel, slots: list[Slot], targets: str | list[str], *, experts: bool
+) -> None:
+    """Only linear layers, and ``experts`` if asked for, were matched; each can hold its rank."""
+    if not experts and any(slot.expert is not None for slot in slots):
+        raise ValueError(
+            f"target_modules={targets!r} reaches fused experts by the names of their parts; pass a "
+            "list of names with 'experts' in it, or leave them out"
+        )
     held = {id(slot.layer) for slot in slots}
     for name, layer in adapted_layers(model).items():
         if id(layer) not in held:
@@ -104,27 +119,41 @@ def check_layers(model: PeftModel, slots: list[Slot]) -> None:
         )
 
 
-def check_complete(peft_model: PeftModel, model: PreTrainedModel, config: LoraConfig) -> None:
-    """'all-linear' left out no linear module but the output head, and those excluded on purpose.
+def check_complete(
+    peft_model: PeftModel, model: PreTrainedModel, targets: str | list[str], config: LoraConfig
+) -> None:
+    """No linear module that was asked for is left out, but those excluded on purpose.
+
+    PEFT reads the names of an MLP's projections as the fused experts of the same model, and then
+    passes by the dense layers that bear them.
 
     Raises:
         ValueError: naming a module that would have been skipped without a word.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     inside = {id(sub) for m in adapted_layers(peft_model).values() for sub in m.modules()}
     left = [
         name
         for name, module in model.named_modules()
         if is_linear(module)
-        and module is not head
         and id(module) not in inside
-        and name.removeprefix("base_model.model.") not in (config.exclude_modules or ())
+        and _asked_for(model, name, targets)
+        and name not in (config.exclude_modules or ())
     ]
     if left:
         raise ValueError(
-            f"'all-linear' skipped {len(left)} linear modules, e.g. {left[0]!r}; name the modules "
-            "to adapt in target_modules"
+            f"PEFT skipped {len(left)} linear modules that target_modules={targets!r} asks for, "
+            f"e.g. {left[0]!r}; name others, e.g. ['q_proj', 'k_proj', 'v_proj', 'o_proj']"
         )
+
+
+def _asked_for(model: PreTrainedModel, name: str, targets: str | list[str]) -> bool:
+    """Whether the targets mean this module, as PEFT reads them."""
+    if targets == "all-linear":
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        return model.get_submodule(name) is not head
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(f".{name}".endswith(f".{target}") for target in targets)
 
 
 def verify(model: PeftModel, layers: dict[str, Any]) -> None:

@@ -40,10 +40,11 @@ class SlotFile:
         header, size = self._layout()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if os.fstat(self._file).st_size == 0:
+            found, size = os.fstat(self._file).st_size, len(header) + size
+            if found == 0:
                 os.pwrite(self._file, header, 0)
-                _reserve(self._file, len(header) + size)
-            elif os.pread(self._file, len(header), 0) != header:
+                self._reserve(size)
+            elif found != size or os.pread(self._file, len(header), 0) != header:
                 raise ValueError(f"{path} holds other tensors; remove it")
         except BaseException:
             os.close(self._file)
@@ -66,6 +67,17 @@ class SlotFile:
         header = len(text).to_bytes(8, "little") + text
         self._offsets = {name: len(header) + start for name, start in starts.items()}
         return header, end
+
+    def _reserve(self, size: int) -> None:
+        """Reserve ``size`` bytes on the disk, zeros."""
+        if not hasattr(os, "posix_fallocate"):
+            os.ftruncate(self._file, size)
+            return
+        try:
+            os.posix_fallocate(self._file, 0, size)
+        except OSError as error:
+            what = f"{error.strerror} ({size / 1e9:.2f} GB are needed)"
+            raise OSError(error.errno, what, str(self.path)) from error
 
     def write(self, name: str, value: Tensor, row: int = 0) -> None:
         """Write whole rows of a tensor.
@@ -97,11 +109,3 @@ class SlotFile:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-
-
-def _reserve(file: int, size: int) -> None:
-    """Reserve ``size`` bytes on the disk, zeros."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-    else:
-        os.ftruncate(file, size)

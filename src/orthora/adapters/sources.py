@@ -5,6 +5,7 @@ loaded one; its parameters are matched with the names in the files by transforme
 loading (renamings, prefixes, fusing of experts). No weight is read.
 """
 
+import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,12 +58,15 @@ def meta_model(checkpoint: Checkpoint) -> PreTrainedModel:
         ValueError: if transformers knows no such model.
     """
     try:
-        config = AutoConfig.from_pretrained(checkpoint.folder)
+        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{checkpoint.folder / 'config.json'}: {line}") from error
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # model code raises anything on a config that it did not expect
+        line = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+        raise ValueError(
+            f"transformers can't build a causal language model from "
+            f"{checkpoint.folder / 'config.json'}: {line}"
+        ) from error
 
 
 @dataclass
@@ -120,17 +124,23 @@ class Origins:
                 "or of another architecture than its config.json says"
             )
         if origin.converter is None:
-            (names,) = origin.tensors.values()
+            names = [name for group in origin.tensors.values() for name in group]
+            if len(names) > 1:
+                raise ValueError(
+                    f"{folder} holds {names[0]!r} and {names[1]!r}, both for {slot.key!r}; save "
+                    "the model again"
+                )
             return Source(slot, (names[0],), slot.expert)
         steps = [type(operation).__name__ for operation in origin.converter.operations]
         patterns = origin.converter.source_patterns
-        complete = all(len(origin.tensors.get(p, [])) == slot.experts for p in patterns)
+        counts = {p: len(names) for p, names in origin.tensors.items()}
         if slot.expert is None or steps not in _STACKED:
             raise ValueError(f"{slot.name!r} is converted by {', '.join(steps)}: unsupported")
-        if not complete:
+        if counts != dict.fromkeys(patterns, slot.experts):
+            least = min(counts.get(p, 0) for p in patterns)
             raise ValueError(
-                f"{folder} lacks tensors of some experts of {slot.key!r} ({slot.experts} "
-                "needed of each kind); fetch the checkpoint again"
+                f"{folder} holds {least} of the {slot.experts} experts of {slot.key!r} that "
+                "config.json describes; fetch the checkpoint again"
             )
         return Source(slot, tuple(origin.tensors[p][slot.expert] for p in patterns))
 
@@ -140,6 +150,12 @@ def _check_shape(source: Source, checkpoint: Checkpoint) -> None:
     slot = source.slot
     shapes = [checkpoint.tensors[name].shape for name in source.tensors]
     if source.index is not None:
+        stacks = {shape[0] for shape in shapes if shape}
+        if stacks != {slot.experts}:
+            raise ValueError(
+                f"{source.tensors[0]!r} stacks {max(stacks, default=0)} experts, and {slot.key!r} "
+                f"needs {slot.experts}; config.json and the weights belong to different models"
+            )
         shapes = [shape[1:] for shape in shapes]
     fits = all(len(shape) == 2 for shape in shapes) and len({s[1] for s in shapes}) == 1
     stored = (sum(shape[0] for shape in shapes), shapes[0][1]) if fits else shapes[0]

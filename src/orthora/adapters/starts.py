@@ -7,11 +7,12 @@ computed by one thread, the factors are the same bits however many layers run si
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -74,7 +75,7 @@ def compute_all(
     start: Callable[[Tensor, Item], Start],
     *,
     workers: int,
-) -> Iterator[tuple[Item, Start]]:
+) -> Generator[tuple[Item, Start]]:
     """Starts of many weights, in the order in which they are done.
 
     The caller's thread loads the next weights while ``workers`` threads compute; at most one loaded
@@ -106,19 +107,19 @@ def compute_in_batches(
     load: Callable[[Item], Tensor],
     start: Callable[[Tensor, Item], Start],
     *,
-    shape: Callable[[Item], tuple[int, int]],
+    alike: Callable[[Item], object],
     method: str,
-) -> Iterator[tuple[Item, Start]]:
+) -> Generator[tuple[Item, Start]]:
     """Starts of many weights on a GPU: decompositions of equal shapes are made together.
 
     Args:
-        items: what to compute; equal shapes next to each other.
+        items: what to compute; those alike next to each other.
         load: the weight of an item, on the GPU.
         start: its start.
-        shape: (m, n) of an item.
+        alike: what is the same for items of one batch: their shape and device.
         method: name; a batch of decompositions is made only for methods that use one.
     """
-    for _, group in groupby(items, key=shape):
+    for _, group in groupby(items, key=alike):
         equal = list(group)
         for i in range(0, len(equal), _BATCH):
             weights = [(item, load(item)) for item in equal[i : i + _BATCH]]
@@ -146,8 +147,16 @@ def default_workers(workspace: int = 0) -> int:
         workspace: bytes that one worker needs.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(cores or 1, free // 2 // max(workspace, 1)))
+    return max(1, min(cores or 1, _free_memory() // 2 // max(workspace, 1)))
+
+
+def _free_memory() -> int:
+    """Bytes to be had, those of the page cache included; all there are, where that is unknown."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+        return 1024 * int(text.split("MemAvailable:")[1].split()[0])
+    except (OSError, IndexError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def workspace(shape: tuple[int, int]) -> int:

@@ -7,7 +7,8 @@ where it stopped.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from orthora.adapters.unfinished import Unfinished
 from orthora.adapters.wrap import Targets, Unfit, wrap
 from orthora.checkpoint import Checkpoint, open_checkpoint
 from orthora.methods import registry
+from orthora.store import finite
 
 _ADAPTER = "adapter_model.safetensors"
 
@@ -113,8 +115,7 @@ def init_adapter(
     """
     begun = time.monotonic()
     record = registry.get(method)
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+    _check_machine(device, workers)
     checkpoint = open_checkpoint(model)
     base = meta_model(checkpoint)
     origins = Origins(base, checkpoint)
@@ -141,6 +142,7 @@ def init_adapter(
     plan = {
         **settings,
         "checkpoint": checkpoint.fingerprint(),
+        "modified": checkpoint.modified(),
         "device": device,
         "orthora": __version__,
         "torch": torch.__version__,
@@ -150,10 +152,11 @@ def init_adapter(
         resumed = len(unfinished.done)
         left = [source for source in sources if source.slot.name not in unfinished.done]
         tell = _Teller(report, sources, left)
-        for source, start in _starts(left, checkpoint, how, device, workers):
-            layout.write(unfinished, source.slot, start)
-            unfinished.finish(source.slot.name, _entry(source, start))
-            tell(source)
+        with closing(_starts(left, checkpoint, how, device, workers)) as done:
+            for source, start in done:
+                layout.write(unfinished, source.slot, start)
+                unfinished.finish(source.slot.name, _entry(source, start))
+                tell(source)
         seconds = time.monotonic() - begun
         modules = {slot.name: unfinished.done[slot.name] for slot in slots}
         story = {
@@ -167,16 +170,26 @@ def init_adapter(
             "torch": torch.__version__,
             "modules": modules,
         }
-        config = _config_text(plain_config(peft_model), model)
-        unfinished.complete(
-            {"adapter_config.json": config, RECORD_NAME: json.dumps(story, indent=1) + "\n"}
-        )
+        config = plain_config(peft_model)
+        named = model != "tiny" and not Path(model).is_file()
+        config.base_model_name_or_path = model if named else str(checkpoint.folder)
+        record_text = json.dumps(finite(story), indent=1, allow_nan=False) + "\n"
+        unfinished.complete({"adapter_config.json": _config_text(config), RECORD_NAME: record_text})
     return InitResult(Path(out), modules, resumed, seconds)
+
+
+def _check_machine(device: str, workers: int | None) -> None:
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' is not available here; use 'cpu'")
+    if workers is not None and (not isinstance(workers, int) or workers < 1):
+        raise ValueError(f"workers must be at least 1, got {workers!r}")
 
 
 def _starts(
     sources: list[Source], checkpoint: Checkpoint, how: How, device: str, workers: int | None
-) -> Iterator[tuple[Source, Start]]:
+) -> Generator[tuple[Source, Start]]:
     """Compute the starts, similar shapes together, the costly ones first."""
     order = sorted(sources, key=lambda source: starts.cost(source.slot.shape), reverse=True)
     compute = partial(_compute, how)
@@ -185,7 +198,7 @@ def _starts(
             order,
             lambda source: source.read(checkpoint).cuda(),
             compute,
-            shape=lambda source: source.slot.shape,
+            alike=lambda source: source.slot.shape,
             method=how.method,
         )
     if workers is None:
@@ -255,9 +268,8 @@ def _entry(source: Source, start: Start) -> dict[str, Any]:
     }
 
 
-def _config_text(config: LoraConfig, model: str) -> str:
+def _config_text(config: LoraConfig) -> str:
     """``adapter_config.json``: what PEFT would save, with sets in a fixed order."""
-    config.base_model_name_or_path = model
     table = config.to_dict()
     table.pop("_custom_modules", None)
     fixed = {key: sorted(v) if isinstance(v, set) else v for key, v in table.items()}

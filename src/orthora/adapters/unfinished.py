@@ -9,14 +9,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from torch import Tensor
 
 from orthora.adapters.slotfile import SlotFile
-from orthora.store import write_json
+from orthora.store import write_atomic, write_json
 
 _PLAN, _JOURNAL = "plan.json", "journal.jsonl"
 _FLUSH_SECONDS = 2.0  # of work that a power cut may lose
@@ -44,31 +44,47 @@ class Unfinished:
             ValueError: if ``out`` holds files, or the remains of another plan are in the way.
             OSError: if the disk is full; nothing is left then.
         """
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(f"{out} exists and is not empty; choose another folder, or remove it")
-        self.out = out
-        self.folder = out.parent / f".{out.name}.unfinished"
+        self.out = out.resolve()  # a folder can't take the place of a link to one
+        self.folder = self.out.parent / f".{self.out.name}.unfinished"
         self.done: dict[str, dict[str, Any]] = {}
         self._waiting: list[str] = []
         self._flushed = time.monotonic()
-        self._lock = -1
         self._files: dict[str, SlotFile] = {}
+        self._journal: TextIO | None = None
+        self._check_out()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.folder)
         fresh = not (self.folder / _PLAN).is_file()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.folder)
-            if not fresh:
+            self._check_out()  # again, now that nobody else can make it
+            if fresh:
+                self._tidy(())  # of what was killed before its plan stood
+            else:
                 self._check_plan(plan)
             for name, shapes in files.items():
                 self._files[name] = SlotFile(self.folder / name, shapes)
-            write_json(self.folder / _PLAN, dict(plan))  # last: it says that the files are whole
+            if fresh:
+                write_json(self.folder / _PLAN, dict(plan))  # last: it says that files are whole
             self._read_journal()
             self._journal = (self.folder / _JOURNAL).open("a", encoding="utf-8")
         except BaseException:
-            self._close()
-            if fresh and self._lock != -2:
-                shutil.rmtree(self.folder, ignore_errors=True)
+            self._close(drop=fresh)
             raise
+
+    def _check_out(self) -> None:
+        """``out`` can still be made."""
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise ValueError(
+                f"{self.out} exists and is not empty; choose another folder, or remove it"
+            )
+        if self.out.is_mount():
+            raise ValueError(f"{self.out} is a mount point; choose a folder inside it")
+
+    def _tidy(self, keep: Collection[str]) -> None:
+        """Remove all but ``keep`` from the folder."""
+        for path in self.folder.iterdir():
+            if path.name not in keep:
+                path.unlink()
 
     def _check_plan(self, plan: Mapping[str, Any]) -> None:
         """Refuse to go on with what was begun otherwise."""
@@ -111,6 +127,7 @@ class Unfinished:
         """Put the data on the disk, then the journal that vouches for it."""
         for file in self._files.values():
             file.flush()
+        assert self._journal is not None, "flushed after the end"
         self._journal.writelines(self._waiting)
         self._journal.flush()
         os.fsync(self._journal.fileno())
@@ -121,38 +138,39 @@ class Unfinished:
         """Add small text files, drop the scaffolding, and give the folder its name."""
         self.flush()
         for name, text in files.items():
-            (self.folder / name).write_text(text, encoding="utf-8")
-        self._close()
-        (self.folder / _JOURNAL).unlink()
-        (self.folder / _PLAN).unlink()
+            write_atomic(self.folder / name, text)
         if self.out.exists():
             self.out.rmdir()
+        self._tidy({*self._files, *files})
         self.folder.replace(self.out)
+        self._close()
         return self.out
 
-    def _close(self) -> None:
-        """Close everything; what is on the disk stays."""
+    def _close(self, *, drop: bool = False) -> None:
+        """Close everything; what is on the disk stays, unless it is to be dropped."""
         for file in self._files.values():
             file.close()
-        journal = getattr(self, "_journal", None)
-        if journal is not None:
-            journal.close()
-        if self._lock >= 0:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        if drop:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:  # last: until then the folder is ours
             os.close(self._lock)
-            self._lock = -1
+            self._lock = None
 
     def __enter__(self) -> "Unfinished":
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self._lock >= 0:
+        if self._journal is not None:
             with contextlib.suppress(OSError):  # a full disk must not hide the first error
                 self.flush()
-            self._close()
+            self._close(drop=not self.done)
 
 
-def _locked(folder: Path) -> int:
-    """A handle on the folder that no other process holds; -1 where the system has no such lock.
+def _locked(folder: Path) -> int | None:
+    """A handle on the folder that no other process holds; None where there are no such locks.
 
     Raises:
         ValueError: if another process is at work here.
@@ -160,11 +178,16 @@ def _locked(folder: Path) -> int:
     try:
         import fcntl
     except ImportError:
-        return -1
+        return None
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        if not os.path.samestat(os.fstat(handle), folder.stat()):
+            raise FileNotFoundError  # it took its name while we looked
+    except (BlockingIOError, FileNotFoundError) as error:
         os.close(handle)
         raise ValueError(f"another process is writing {folder}; wait for it, or end it") from error
+    except OSError:  # some network file systems have none
+        os.close(handle)
+        return None
     return handle

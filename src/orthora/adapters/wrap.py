@@ -63,18 +63,19 @@ def wrap(
     check_targets(model, targets)
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     config = _config(model, record, rank, alpha, targets, dropout)
+    experts = bool(config.target_parameters)  # as asked; PEFT adds its own reading of names
     try:
         peft_model = _inject(model, record, config, targets)
-        small = {s.key: min(s.shape) for s in slots_of(peft_model) if rank > min(s.shape)}
+        slots = slots_of(peft_model)
+        small = {slot.key: min(slot.shape) for slot in slots if rank > min(slot.shape)}
         if small and unfit != "refuse":
             unwrap(model, trained)
             config = _config(model, record, rank, alpha, targets, dropout)
-            _make_fit(config, record, small, unfit)
+            _make_fit(config, record, small, unfit, all_of_them=len(small) == len(slots))
             peft_model = _inject(model, record, config, targets)
-        slots = slots_of(peft_model)
-        check_layers(peft_model, slots)
-        if targets == "all-linear":
-            check_complete(peft_model, model, config)
+            slots = slots_of(peft_model)
+        check_layers(peft_model, slots, targets, experts=experts)
+        check_complete(peft_model, model, targets, config)
     except BaseException:
         unwrap(model, trained)
         raise
@@ -94,7 +95,7 @@ def unwrap(model: PreTrainedModel, trained: dict[str, bool]) -> None:
         trained: requires_grad of its parameters, as they were.
     """
     for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
+        if isinstance(module, BaseTunerLayer) and not name.endswith(".base_layer"):  # not nested
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.get_base_layer())
     model.__dict__.pop("peft_config", None)
@@ -181,11 +182,17 @@ def _inject(
         ) from error
 
 
-def _make_fit(config: LoraConfig, record: Method, small: dict[str, int], unfit: Unfit) -> None:
+def _make_fit(
+    config: LoraConfig, record: Method, small: dict[str, int], unfit: Unfit, *, all_of_them: bool
+) -> None:
     """Lower the rank of the ``small`` modules to the side they have, or leave them out."""
     names = {key.removesuffix(".weight"): side for key, side in small.items()}
     if any(not key.endswith(".weight") for key in small):
         raise ValueError(f"fused experts have one rank; use one of at most {min(small.values())}")
+    if unfit == "skip" and all_of_them:
+        raise ValueError(
+            f"rank {config.r} fits no module; use one of at most {max(small.values())}"
+        )
     if unfit == "skip":
         config.exclude_modules = list(names)
     elif record.anchored:

@@ -10,6 +10,7 @@ from orthora.linalg.records import decomposed as decomposed
 from orthora.linalg.records import recorded as recorded
 from orthora.linalg.subspace import both_subspaces as both_subspaces
 from orthora.linalg.subspace import bottom_subspace as bottom_subspace
+from orthora.linalg.subspace import check_matrix as check_matrix
 from orthora.linalg.subspace import check_rank as check_rank
 from orthora.linalg.subspace import check_weight as check_weight
 from orthora.linalg.subspace import top_subspace as top_subspace

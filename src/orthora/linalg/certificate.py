@@ -22,12 +22,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthora.linalg.cholesky import cholesky_
+from orthora.linalg.products import product
 from orthora.types import End, Evidence, Subspace
 
 GUARDS = 8
 ORTHONORMALITY = 1e-6
 ENERGY = {"top": 1e-8, "bottom": 1e-6, "bottom-square": 1e-5}
-_GRAM_NOISE = 8 * torch.finfo(torch.float32).eps  # of lambda_1: a float32 Gram and its Cholesky
+GRAM_NOISE = 8 * torch.finfo(torch.float32).eps  # of lambda_1: a float32 Gram and its Cholesky
 _ROWS = 1024
 
 
@@ -57,7 +58,7 @@ class Ritz:
 def times(A: Float[Tensor, "p k"], X: Float[Tensor, "k c"]) -> Float[Tensor, "p c"]:
     """``A X`` in the dtype of ``X``, converting A by row blocks, so never copying it whole."""
     if A.dtype == X.dtype:
-        return A @ X
+        return product(A, X)
     Y = X.new_empty(A.shape[0], X.shape[1])
     for row in range(0, A.shape[0], _ROWS):
         torch.mm(A[row : row + _ROWS].to(X.dtype), X, out=Y[row : row + _ROWS])
@@ -77,7 +78,7 @@ def rayleigh_ritz(V: Float[Tensor, "k b"], Y: Float[Tensor, "p b"], end: End, ke
     if end == "top":
         theta, P = theta.flip(0), P.flip(1)
     theta, P = theta[:keep].clamp_min(0.0), P[:, :keep]
-    return Ritz(V @ P, Y @ P.to(Y.dtype), theta)
+    return Ritz(V @ P, product(Y, P.to(Y.dtype)), theta)
 
 
 def _small_gram(Y: Tensor) -> Tensor:
@@ -109,13 +110,12 @@ def prove_outside(G: Tensor, ritz: Ritz, end: End, rank: int, largest: float) ->
     Raises:
         NotCertified: if the factorisation fails: a direction was missed.
     """
-    mu, noise = middle(ritz, rank), _GRAM_NOISE * largest
+    mu, noise = middle(ritz, rank), GRAM_NOISE * largest
     V = ritz.V.to(G.dtype)
     if end == "top":
-        G.neg_().addmm_(V * ritz.theta.to(G.dtype), V.mT).diagonal().add_(mu)
+        G.neg_().add_(product(V * ritz.theta.to(G.dtype), V.mT)).diagonal().add_(mu)
     else:
-        lifted = (2 * mu - ritz.theta).to(G.dtype)
-        G.addmm_(V * lifted, V.mT).diagonal().sub_(mu)
+        G.add_(product(V * (2 * mu - ritz.theta).to(G.dtype), V.mT)).diagonal().sub_(mu)
     if not cholesky_(G):
         raise NotCertified("a direction beyond the group's edge was missed")
     return mu + noise if end == "top" else mu - noise
@@ -197,7 +197,7 @@ def certify(
 def polish(U: Float[Tensor, "p r"]) -> Float[Tensor, "p r"]:
     """Make nearly orthonormal columns orthonormal to rounding: one Newton step, float64 inside."""
     error = _small_gram(U) - torch.eye(U.shape[1], dtype=torch.float64, device=U.device)
-    return U - U @ (0.5 * error).to(U.dtype)
+    return U - product(U, (0.5 * error).to(U.dtype))
 
 
 def with_canonical_signs(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:

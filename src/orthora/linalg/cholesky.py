@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthora.linalg.products import product
+
 _BLOCK = 96
 
 
@@ -21,15 +23,18 @@ def cholesky_(G: Float[Tensor, "k k"]) -> bool:
     """
     k = G.shape[0]
     eye = torch.eye(_BLOCK, dtype=G.dtype, device=G.device)
+    panels: list[tuple[int, Tensor]] = []  # first row, and the rows of L from there on
     for i in range(0, k, _BLOCK):
         j = min(i + _BLOCK, k)
-        if i:
-            G[i:, i:j].addmm_(G[i:, :i], G[i:j, :i].mT, alpha=-1)
-        L, failed = torch.linalg.cholesky_ex(G[i:j, i:j])
+        column = G[i:, i:j].clone()
+        for first, panel in panels:
+            column -= product(panel[i - first :], panel[i - first : j - first].mT)
+        L, failed = torch.linalg.cholesky_ex(column[: j - i])
         if int(failed):
             return False
-        G[i:j, i:j] = L
-        if j < k:
-            inverse = torch.linalg.solve_triangular(L, eye, upper=False)
-            G[j:, i:j] = G[j:, i:j] @ inverse.mT
+        inverse = torch.linalg.solve_triangular(L, eye[: j - i, : j - i], upper=False)
+        column[j - i :] = product(column[j - i :], inverse.mT)
+        column[: j - i] = L
+        panels.append((i, column))
+        G[i:, i:j] = column
     return True

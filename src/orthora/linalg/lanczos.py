@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthora.linalg.products import product
+
 BLOCK = 16
 _BASIS = 7  # basis vectors per wanted vector before a thick restart
 _SMALL_BASIS = 256  # and at least so many: they cost little
@@ -61,10 +63,10 @@ class _Basis:
         Z = apply(self.Q[:, s:e])
         first = 0 if self.restarted else max(0, s - b)
         near, everything = self.Q[:, first:e], self.Q[:, :e]
-        h = near.mT @ Z
-        Z = Z - near @ h
-        correction = everything.mT @ Z
-        Z -= everything @ correction
+        h = product(near.mT, Z)
+        Z = Z - product(near, h)
+        correction = product(everything.mT, Z)
+        Z -= product(everything, correction)
         h += correction[first:]
         self.T[first:e, s:e] = h
         self.T[s:e, first:s] = h[:-b].mT
@@ -85,7 +87,7 @@ class _Basis:
         """Keep the ``keep`` largest Ritz vectors and the newest block (Wu and Simon 2000)."""
         e, b = self.used, self.block
         newest = self.Q[:, e : e + b].clone()
-        self.Q[:, :keep] = self.Q[:, :e] @ Y[:, :keep]
+        self.Q[:, :keep] = product(self.Q[:, :e], Y[:, :keep])
         self.Q[:, keep : keep + b] = newest
         self.T.zero_()
         self.T[:keep, :keep] = torch.diag(values[:keep])
@@ -142,7 +144,7 @@ def block_lanczos(
         if basis.used == size:
             basis.restart(values, Y, int(_KEEP * size) // b * b)
     Q = basis.Q[:, : basis.used]
-    return Ritz(values, Q @ Y[:, :wanted], Q @ Y[:, -b:], sine, steps)
+    return Ritz(values, product(Q, Y[:, :wanted]), product(Q, Y[:, -b:]), sine, steps)
 
 
 def _sine(values: Tensor, residuals: Tensor, group: int, relative_gap: float) -> float:

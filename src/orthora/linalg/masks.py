@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from orthora.linalg.precision import float32_products
+from orthora.linalg.products import product
 from orthora.linalg.subspace import check_weight
 from orthora.types import Subspace
 
@@ -37,7 +38,7 @@ def reconstruction(subspace: Subspace) -> Blocks:
     def blocks() -> Iterator[Tensor]:
         for part in left.split(_rows(right.shape[1])):
             with float32_products():
-                block = part @ right
+                block = product(part, right)
             yield block
 
     return blocks

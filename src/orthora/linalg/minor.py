@@ -29,6 +29,7 @@ from orthora.linalg.corrections import Solve, refine_bottom
 from orthora.linalg.lanczos import BLOCK, block_lanczos
 from orthora.linalg.precision import float32_products
 from orthora.linalg.principal import start_block
+from orthora.linalg.products import product
 from orthora.types import Subspace
 
 GRAM_PATH = "gram+cholesky+lanczos"
@@ -111,7 +112,7 @@ def _half_solve(
         X = torch.linalg.lu_solve(factors, pivots, B, adjoint=adjoint)
         if not refined:
             return X
-        rest = B - (A if adjoint else A.mT) @ X
+        rest = B - product(A if adjoint else A.mT, X)
         return X + torch.linalg.lu_solve(factors, pivots, rest, adjoint=adjoint)
 
     return half
@@ -139,7 +140,7 @@ def bottom_of_gram(
     """
     k, limit = A.shape[1], ENERGY["bottom"]
     edge = block_lanczos(
-        lambda X: G @ X,
+        lambda X: product(G, X),
         start_block(k, A.device),
         BLOCK,
         group=BLOCK,

@@ -36,12 +36,12 @@ _SAFE = (1e-6, 1e6)  # largest magnitude within which squares and fourth powers 
 Attempt = tuple[str, Callable[[], Subspace]]
 
 
-def check_weight(W: Tensor) -> None:
-    """Refuse what has no meaningful singular value decomposition.
+def check_matrix(W: Tensor) -> None:
+    """Refuse what is no matrix of real numbers, without reading its values.
 
     Raises:
-        ValueError: if ``W`` is not a matrix, is empty, on the meta device, not of a real floating
-            dtype, or holds NaN or Inf.
+        ValueError: if ``W`` is not a matrix, is empty, on the meta device, or not of a real
+            floating dtype.
     """
     if W.ndim != 2 or 0 in W.shape:
         raise ValueError(
@@ -56,12 +56,27 @@ def check_weight(W: Tensor) -> None:
         raise ValueError(
             f"the weight has dtype {W.dtype}; dequantise it to float32 or bfloat16 first"
         )
-    if not math.isfinite(_largest(W)):
+
+
+def check_weight(W: Tensor) -> float:
+    """Refuse what has no meaningful singular value decomposition.
+
+    Returns:
+        The largest magnitude.
+
+    Raises:
+        ValueError: if ``W`` is not a matrix, is empty, on the meta device, not of a real floating
+            dtype, or holds NaN or Inf.
+    """
+    check_matrix(W)
+    largest = _largest(W)
+    if not math.isfinite(largest):
         bad = int((~torch.isfinite(W)).sum())
         raise ValueError(
             f"the weight holds {bad} NaN or Inf of {W.numel()} values; the checkpoint is corrupt, "
             "fetch or export it again"
         )
+    return largest
 
 
 def check_rank(rank: int, shape: tuple[int, int]) -> None:
@@ -142,10 +157,9 @@ def _subspaces(W: Tensor, rank: int, ends: tuple[End, ...]) -> list[Subspace]:
 
 
 def _certified(W: Tensor, rank: int, ends: tuple[End, ...]) -> list[Subspace]:
-    check_weight(W)
+    largest = check_weight(W)
     check_rank(rank, (W.shape[0], W.shape[1]))
     W = W.detach()
-    largest = _largest(W)
     if W.dtype == torch.float64 or min(W.shape) <= _EXACT_SIDE or largest == 0.0:
         return [exact(W, end, rank) for end in ends]
     power = 0 if _SAFE[0] < largest < _SAFE[1] else -round(math.log2(largest))

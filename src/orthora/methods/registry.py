@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthora.linalg import check_rank, check_weight
+from orthora.linalg import check_matrix, check_rank, check_weight
 from orthora.types import Factors
 
 
@@ -127,7 +127,10 @@ def initialize(
         ValueError: unknown method, unfit rank, NaN or Inf in ``W``, or a scale not above 0.
     """
     record = get(method)
-    check_weight(W)
+    if record.spectral:
+        check_matrix(W)  # its values are checked on the way to their subspaces
+    else:
+        check_weight(W)
     check_rank(rank, (W.shape[0], W.shape[1]))
     if not 0.0 < scale < math.inf:
         raise ValueError(f"scale must be positive and finite (alpha / rank), got {scale!r}")
