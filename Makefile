@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-fast lint types check clean
+.PHONY: help setup demo test test-fast bench-init lint types check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,6 +29,10 @@ test: $(STAMP)  ## all tests
 
 test-fast: $(STAMP)  ## tests without the slow ones
 	$(BIN)/python -m pytest -n auto -m 'not slow' $(TESTS)
+
+bench-init: $(STAMP)  ## adapter starts against LAPACK, PEFT and scipy (an hour; BENCH=--quick for minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt scipy
+	$(BIN)/python bench/init.py $(BENCH)
 
 lint: $(STAMP)  ## ruff, lint and format
 	$(BIN)/ruff check .

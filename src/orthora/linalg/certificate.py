@@ -15,6 +15,7 @@ which is of second order in R; the guards keep mu away from theta_r where the gr
 holds however inaccurate V may be.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,6 @@ from orthora.types import End, Evidence, Subspace
 GUARDS = 8
 ORTHONORMALITY = 1e-6
 ENERGY = {"top": 1e-8, "bottom": 1e-6, "bottom-square": 1e-5}
-GRAM_NOISE = 8 * torch.finfo(torch.float32).eps  # of lambda_1: a float32 Gram and its Cholesky
 _ROWS = 1024
 
 
@@ -94,7 +94,16 @@ def middle(ritz: Ritz, rank: int) -> float:
     return 0.5 * float(ritz.theta[rank - 1] + ritz.theta[-1])
 
 
-def prove_outside(G: Tensor, ritz: Ritz, end: End, rank: int, largest: float) -> float:
+def gram_noise(G: Float[Tensor, "k k"]) -> float:
+    """What rounding may do to an eigenvalue of a float32 Gram matrix and its factorisation.
+
+    Entry errors are independent and of the size of eps |G_ij|, so their spectral norm is about
+    ``2 sqrt(k) eps max_i G_ii``; four times that.
+    """
+    return 8 * torch.finfo(G.dtype).eps * math.sqrt(G.shape[0]) * float(G.diagonal().max())
+
+
+def prove_outside(G: Tensor, ritz: Ritz, end: End, rank: int) -> float:
     """Prove that A'A has no eigenvalue beyond `middle` outside span V; consumes ``G``.
 
     Args:
@@ -102,15 +111,15 @@ def prove_outside(G: Tensor, ritz: Ritz, end: End, rank: int, largest: float) ->
         ritz: pairs with guards.
         end: of the group.
         rank: r.
-        largest: lambda_1 of G, which scales the rounding.
 
     Returns:
         mu: the proved bound, the rounding of G and its factorisation allowed for.
 
     Raises:
-        NotCertified: if the factorisation fails: a direction was missed.
+        NotCertified: if the factorisation fails, because a direction was missed; or if the bound is
+            not beyond the group's edge.
     """
-    mu, noise = middle(ritz, rank), GRAM_NOISE * largest
+    mu, noise = middle(ritz, rank), gram_noise(G)
     V = ritz.V.to(G.dtype)
     if end == "top":
         G.neg_().add_(product(V * ritz.theta.to(G.dtype), V.mT)).diagonal().add_(mu)
@@ -118,7 +127,10 @@ def prove_outside(G: Tensor, ritz: Ritz, end: End, rank: int, largest: float) ->
         G.add_(product(V * (2 * mu - ritz.theta).to(G.dtype), V.mT)).diagonal().sub_(mu)
     if not cholesky_(G):
         raise NotCertified("a direction beyond the group's edge was missed")
-    return mu + noise if end == "top" else mu - noise
+    mu, edge = mu + noise if end == "top" else mu - noise, float(ritz.theta[rank - 1])
+    if not (mu < edge if end == "top" else mu > edge):
+        raise NotCertified("the group has no gap, not even to its guards")
+    return mu
 
 
 def energy_error(ritz: Ritz, end: End, rank: int, C: Float[Tensor, "c c"]) -> float:

@@ -6,6 +6,7 @@ is about the sine of V's error. ``|R| / gap`` is not: rounding in the directions
 singular values dominates it.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,14 +31,39 @@ class Refined:
     Attributes:
         ritz: pairs with guards, ascending.
         R: their residuals.
-        energy: bound on the energy error, valid if nothing outside lies below the guards' middle.
+        D: (k, c) the corrections that R still asks for.
+        shift: of the inverse that made D.
         first: size of the first correction: the error of what came in.
     """
 
     ritz: Ritz
     R: Float[Tensor, "k c"]
-    energy: float
+    D: Float[Tensor, "k c"]
+    shift: float
     first: float
+
+    def energy(self, rank: int, mu: float | None = None) -> float:
+        """The energy bound from ``R' D``: ``(A'A - shift)^-1`` in place of ``(A'A - theta)^-1``.
+
+        ``1 / (lambda - theta) <= 1 / (lambda - shift) * (mu - shift) / (mu - theta)`` for every
+        lambda from mu on.
+
+        Args:
+            rank: r.
+            mu: below every eigenvalue outside span V; the middle of the guards if not given.
+        """
+        theta = float(self.ritz.theta[rank - 1])
+        if self.ritz.theta.numel() == self.ritz.V.shape[0]:
+            return 0.0  # nothing is outside
+        mu = middle(self.ritz, rank) if mu is None else mu
+        if not mu > theta:
+            return math.inf
+        factor = (mu - self.shift) / (mu - theta)
+        return energy_error(self.ritz, "bottom", rank, self.R.mT @ self.D * factor)
+
+    def size(self, rank: int) -> float:
+        """Norm of the group's corrections: about the sine of its error."""
+        return float(torch.linalg.matrix_norm(self.D[:, :rank]))
 
 
 def refine_bottom(
@@ -49,6 +75,7 @@ def refine_bottom(
     shift: float,
     dtype: torch.dtype,
     limit: float,
+    noise: float = 0.0,
 ) -> Refined:
     """Correct approximate bottom vectors until the corrections are small, or stop shrinking.
 
@@ -60,52 +87,35 @@ def refine_bottom(
         shift: below the spectrum of A'A.
         dtype: of the last product A V; float64 where sigma is small against sigma_1.
         limit: on the energy error.
+        noise: what a proof of completeness will take off the guards' middle.
     """
     keep = min(A.shape[1], rank + GUARDS)
     V = torch.linalg.qr(V.double())[0]
     ritz = rayleigh_ritz(V, times(A, V.to(dtype)), "bottom", keep)
-    R, D = _correction(A, solve, ritz)
-    first, before = _size(D, rank), math.inf
+    now = _corrected(A, solve, ritz, shift)
+    first, before = now.size(rank), math.inf
     for _ in range(_ROUNDS):
-        size = _size(D, rank)
-        good = size <= _SINE and _energy(ritz, R, D, rank, shift) <= 0.8 * limit
+        size = now.size(rank)
+        mu = middle(ritz, rank) - noise
+        good = size <= _SINE and now.energy(rank, mu) <= 0.8 * limit
         if good or size > 0.5 * before:
             break
-        V = torch.cat([ritz.V, _new_directions(ritz.V, D)], dim=1)
+        V = torch.cat([ritz.V, _new_directions(ritz.V, now.D)], dim=1)
         Y = torch.cat([ritz.Y.to(A.dtype), times(A, V[:, keep:].to(A.dtype))], dim=1)
         ritz = rayleigh_ritz(V, Y, "bottom", keep)
         if dtype != A.dtype:
             ritz = rayleigh_ritz(ritz.V, times(A, ritz.V.to(dtype)), "bottom", keep)
         before = size
-        R, D = _correction(A, solve, ritz)
-    return Refined(ritz, R, _energy(ritz, R, D, rank, shift), first)
+        now = _corrected(A, solve, ritz, shift)
+    return dataclasses.replace(now, first=first)
 
 
-def _correction(A: Tensor, solve: Solve, ritz: Ritz) -> tuple[Tensor, Tensor]:
+def _corrected(A: Tensor, solve: Solve, ritz: Ritz, shift: float) -> Refined:
     """Residuals R, and the corrections D outside span V."""
     R = ritz.residual(A)
     norms = R.norm(dim=0).clamp_min(1e-300)
     D = solve(R / norms).double() * norms
-    return R, D - ritz.V @ (ritz.V.mT @ D)
-
-
-def _size(D: Tensor, rank: int) -> float:
-    """Norm of the group's corrections: about the sine of its error."""
-    return float(torch.linalg.matrix_norm(D[:, :rank]))
-
-
-def _energy(ritz: Ritz, R: Tensor, D: Tensor, rank: int, shift: float) -> float:
-    """The energy bound from ``R' D``, with ``(A'A - theta)^-1`` bounded by ``(A'A - shift)^-1``.
-
-    ``1 / (lambda - theta) <= 1 / (lambda - shift) * (mu - shift) / (mu - theta)`` for every lambda
-    from mu on.
-    """
-    mu, theta = middle(ritz, rank), float(ritz.theta[rank - 1])
-    if ritz.theta.numel() == rank:
-        return 0.0 if ritz.V.shape[0] == rank else math.inf
-    if not mu > theta:
-        return math.inf
-    return energy_error(ritz, "bottom", rank, R.mT @ D * ((mu - shift) / (mu - theta)))
+    return Refined(ritz, R, D - ritz.V @ (ritz.V.mT @ D), shift, math.nan)
 
 
 def _new_directions(V: Tensor, D: Tensor) -> Tensor:

@@ -124,4 +124,4 @@ def _bottom(A: Tensor, found: Spectrum, rank: int, noise: float) -> tuple[Ritz, 
 
     V = Q[:, : rank + GUARDS]
     refined = refine_bottom(A, solve, V, rank, shift=0.0, dtype=Q.dtype, limit=ENERGY["bottom"])
-    return refined.ritz, refined.R, refined.energy
+    return refined.ritz, refined.R, refined.energy(rank)

@@ -21,6 +21,7 @@ from orthora.linalg.certificate import (
     NotCertified,
     Ritz,
     certify,
+    gram_noise,
     prove_outside,
     times,
 )
@@ -90,7 +91,7 @@ def bottom_of_square(A: Float[Tensor, "k k"], rank: int, *, wide: bool) -> Subsp
         rank=rank,
         wide=wide,
         sigma_1=sigma_1,
-        energy=found.energy,
+        energy=found.energy(rank),
         evidence="probed",
         path=square_path(A.dtype),
         limit=limit,
@@ -157,8 +158,11 @@ def bottom_of_gram(
         return torch.cholesky_solve(B.to(L.dtype), L)
 
     V = _largest_of(solve, edge.smallest, rank + GUARDS, rank)
-    found = refine_bottom(A, solve, V, rank, shift=shift, dtype=torch.float32, limit=limit)
-    prove_outside(G, found.ritz, "bottom", rank, largest)
+    noise = gram_noise(G)
+    found = refine_bottom(
+        A, solve, V, rank, shift=shift, dtype=torch.float32, limit=limit, noise=noise
+    )
+    mu = prove_outside(G, found.ritz, "bottom", rank)
     return certify(
         found.ritz,
         found.R,
@@ -166,7 +170,7 @@ def bottom_of_gram(
         rank=rank,
         wide=wide,
         sigma_1=largest**0.5,
-        energy=found.energy,
+        energy=found.energy(rank, mu),
         evidence="proved",
         path=GRAM_PATH,
         limit=limit,
