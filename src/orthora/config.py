@@ -33,6 +33,8 @@ class TrainConfig(_Strict):
     """Run folder to create."""
     method: str = "rlpo"
     """Initialisation; see ``orthora methods``."""
+    start: str | None = None
+    """Adapter folder of ``orthora init`` with the same settings, to start from what it computed."""
 
     task: Literal["arithmetic", "file"] = "file"
     """``arithmetic`` is procedural; ``file`` reads ``data``."""

@@ -10,6 +10,7 @@ import warnings
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 
 from orthora.adapters import starts
 from orthora.adapters.checks import adapted_layers, refuse_unfit, verify
+from orthora.adapters.given import take_start
 from orthora.adapters.slots import Slot
 from orthora.adapters.starts import How, Start
 from orthora.adapters.wrap import Targets, Unfit, unwrap, wrap
@@ -59,6 +61,7 @@ def adapt(
     seed: int = 0,
     dropout: float = 0.0,
     unfit: Unfit = "refuse",
+    start: str | Path | None = None,
 ) -> PeftModel:
     """Wrap ``model`` with adapters of ``method`` that leave its function unchanged.
 
@@ -82,6 +85,8 @@ def adapt(
         dropout: probability on the adapters' input.
         unfit: modules whose smaller side is below the rank are refused (``"refuse"``), get the
             largest rank that fits at the same scale (``"lower"``), or are left out (``"skip"``).
+        start: a folder that ``orthora init`` wrote for this model with the same settings; its
+            factors are taken instead of computed.
 
     Returns:
         A ``PeftModel`` whose only trainable parameters are ``lora_A`` and ``lora_B``.
@@ -89,8 +94,8 @@ def adapt(
     Raises:
         ValueError: unknown method; a target that matches nothing; a rank that does not fit, or NaN
             or Inf, naming the module; quantised or meta weights, embeddings, fused experts with an
-            anchored method, or a model that already carries adapters. The model is then left as it
-            was.
+            anchored method, a ``start`` of other settings or weights, or a model that already
+            carries adapters. The model is then left as it was.
     """
     record = registry.get(method)
     refuse_unfit(model)
@@ -105,7 +110,11 @@ def adapt(
         unfit=unfit,
     )
     try:
-        _start_everywhere(peft_model, slots, How(record.name, alpha / rank, seed))
+        if start is None:
+            _start_everywhere(peft_model, slots, How(record.name, alpha / rank, seed))
+        else:
+            asked = {"method": record.name, "rank": rank, "alpha": alpha, "seed": seed}
+            take_start(peft_model, slots, start, asked | {"target_modules": target_modules})
         verify(peft_model, adapted_layers(peft_model))
     except BaseException:
         unwrap(model, trained_before)

@@ -15,6 +15,11 @@ from transformers.pytorch_utils import Conv1D
 
 from orthora.adapters.slots import Slot, is_linear
 
+BY_PARTS = (
+    "reaches fused experts by the names of their parts; pass a list of names with 'experts' in it, "
+    "or leave them out"
+)
+
 
 def adapted_layers(model: PeftModel) -> dict[str, Any]:
     """The adapted layers by the name they have in the base model, in model order."""
@@ -96,10 +101,7 @@ def check_layers(
 ) -> None:
     """Only linear layers, and ``experts`` if asked for, were matched; each can hold its rank."""
     if not experts and any(slot.expert is not None for slot in slots):
-        raise ValueError(
-            f"target_modules={targets!r} reaches fused experts by the names of their parts; pass a "
-            "list of names with 'experts' in it, or leave them out"
-        )
+        raise ValueError(f"target_modules={targets!r} {BY_PARTS}")
     held = {id(slot.layer) for slot in slots}
     for name, layer in adapted_layers(model).items():
         if id(layer) not in held:

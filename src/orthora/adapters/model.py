@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM
 from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import ParamWrapper
 from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -177,7 +178,7 @@ def restore(model: PeftModel, adapter: str, tensors: Mapping[str, Tensor]) -> No
     """
     targets: dict[str, Tensor] = {}
     for name, layer in model.named_modules():
-        if isinstance(layer, LoraLinear) and adapter in layer.lora_A:
+        if isinstance(layer, LoraLinear | ParamWrapper) and adapter in layer.lora_A:
             targets[name + _A] = weight(layer.lora_A, adapter)
             targets[name + _B] = weight(layer.lora_B, adapter)
         if isinstance(layer, AnchoredLinear) and adapter in layer.lora_A:

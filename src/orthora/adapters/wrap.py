@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from orthora.adapters.checks import (
+    BY_PARTS,
     check_arguments,
     check_complete,
     check_layers,
@@ -174,6 +175,8 @@ def _inject(
         kind = AnchoredCausalLM if _is_causal(model) else AnchoredModel
         return kind(model, config, adapter_name=ADAPTER, low_cpu_mem_usage=meta)
     except ValueError as error:
+        if isinstance(targets, str) and targets != "all-linear" and config.target_parameters:
+            raise ValueError(f"target_modules={targets!r} {BY_PARTS}") from error
         regex = " (a string is a regular expression of the whole name; pass names as a list)"
         hint = regex if isinstance(targets, str) and targets != "all-linear" else ""
         raise ValueError(

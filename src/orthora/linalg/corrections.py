@@ -97,7 +97,7 @@ def refine_bottom(
     for _ in range(_ROUNDS):
         size = now.size(rank)
         mu = middle(ritz, rank) - noise
-        good = size <= _SINE and now.energy(rank, mu) <= 0.8 * limit
+        good = size <= _SINE and now.energy(rank, mu) <= 0.95 * limit
         if good or size > 0.5 * before:
             break
         V = torch.cat([ritz.V, _new_directions(ritz.V, now.D)], dim=1)

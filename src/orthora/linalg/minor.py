@@ -35,7 +35,8 @@ from orthora.types import Subspace
 
 GRAM_PATH = "gram+cholesky+lanczos"
 
-_LANCZOS_SINE = 1e-3  # what the corrections start from
+_SQUARE_SINE = 4e-2  # to which Lanczos runs on a square weight, where a step is dear,
+_GRAM_SINE = 1e-2  # and on a rectangular one, where a correction is
 _STEPS = 24
 _SCOUT_STEPS = 2
 _DOMINANT = 1e3  # eigenvalues of the inverse so far above the edge are projected out
@@ -157,7 +158,7 @@ def bottom_of_gram(
     def solve(B: Tensor) -> Tensor:
         return torch.cholesky_solve(B.to(L.dtype), L)
 
-    V = _largest_of(solve, edge.smallest, rank + GUARDS, rank)
+    V = _largest_of(solve, edge.smallest, rank + GUARDS, rank, _GRAM_SINE)
     noise = gram_noise(G)
     found = refine_bottom(
         A, solve, V, rank, shift=shift, dtype=torch.float32, limit=limit, noise=noise
@@ -217,19 +218,21 @@ def _without_dominant(solve: Solve, start: Tensor, rank: int) -> Tensor:
         Z = solve(X - locked @ (locked.mT @ X))
         return Z - locked @ (locked.mT @ Z)
 
-    rest = _largest_of(outside, outside(start), rank + GUARDS - dominant, rank - dominant)
+    rest = _largest_of(
+        outside, outside(start), rank + GUARDS - dominant, rank - dominant, _SQUARE_SINE
+    )
     V = solve(torch.cat([locked, rest], dim=1))
     return V / V.norm(dim=0)
 
 
-def _largest_of(inverse: Solve, start: Tensor, wanted: int, group: int) -> Tensor:
-    """The ``wanted`` largest eigenvectors of an inverse, the first ``group`` of them to 1e-2."""
+def _largest_of(inverse: Solve, start: Tensor, wanted: int, group: int, sine: float) -> Tensor:
+    """The ``wanted`` largest eigenvectors of an inverse, the first ``group`` to about ``sine``."""
     return block_lanczos(
         inverse,
         start,
         wanted,
         group=group,
-        tolerance=_LANCZOS_SINE,
+        tolerance=sine,
         most=_STEPS,
         least=math.ceil(1.5 * group / start.shape[1]),
     ).vectors

@@ -67,6 +67,7 @@ def load_parts(config: TrainConfig, reward: OwnReward | None) -> Parts:
         target_modules=config.target_modules,
         seed=config.seed,
         dropout=config.dropout,
+        start=config.start,
     )
     function = own_reward(reward) if reward else verdict_reward(config.reward_rule)
     dropped = len(train_problems) - len(kept)
