@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from orthora.linalg import bottom_subspace, top_subspace
 
+_LARGE = 20_000_000  # entries, from which scipy's ways take minutes each
+
 Vectors = Callable[[], Tensor | None]
 """Computes right singular vectors (n, r), or something that has none to compare."""
 
@@ -64,7 +66,7 @@ def contenders(W: Tensor, end: str, rank: int) -> dict[str, Vectors]:
     if end == "top":
         timed["PEFT pissa_niter_16"] = lambda: peft_init(W, rank, "pissa_niter_16")
         timed["PEFT olora (QR)"] = lambda: peft_init(W, rank, "olora")
-    if importlib.util.find_spec("scipy"):
+    if importlib.util.find_spec("scipy") and W.numel() < _LARGE:
         timed["scipy eigh of the float64 Gram"] = lambda: gram_eigh(W, end, rank)
         if end == "top":
             timed["scipy svds"] = lambda: arpack(W, rank)

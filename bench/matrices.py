@@ -116,6 +116,8 @@ class _Truth:
         if V is None:
             return {}
         V = V.double()
+        norms = V.norm(dim=0)  # PEFT's A carries singular values
+        V = V / norms if bool((norms > 2).any()) else V
         Q = torch.linalg.qr(V)[0]
         pick = slice(-rank, None) if end == "top" else slice(0, rank)
         P = self.P[:, pick]

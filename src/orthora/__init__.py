@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from orthora.adapters import adapt as adapt
     from orthora.adapters import export_plain as export_plain
+    from orthora.adapters import init_adapter as init_adapter
     from orthora.config import EvalConfig as EvalConfig
     from orthora.config import TrainConfig as TrainConfig
     from orthora.evaluate import EvalResult as EvalResult
     from orthora.evaluate import evaluate as evaluate
+    from orthora.linalg import both_subspaces as both_subspaces
     from orthora.linalg import bottom_subspace as bottom_subspace
     from orthora.linalg import top_subspace as top_subspace
     from orthora.methods import initialize as initialize
@@ -31,9 +33,11 @@ _CALLABLE = ("methods", "train", "evaluate")
 _HOME = {
     "adapt": "adapters",
     "export_plain": "adapters",
+    "init_adapter": "adapters",
     "EvalConfig": "config",
     "TrainConfig": "config",
     "EvalResult": "evaluate",
+    "both_subspaces": "linalg",
     "bottom_subspace": "linalg",
     "top_subspace": "linalg",
     "initialize": "methods",
@@ -55,9 +59,11 @@ __all__ = [
     "Verdict",
     "__version__",
     "adapt",
+    "both_subspaces",
     "bottom_subspace",
     "evaluate",
     "export_plain",
+    "init_adapter",
     "initialize",
     "math_verdict",
     "methods",

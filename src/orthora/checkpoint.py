@@ -91,7 +91,7 @@ class Checkpoint:
         value = torch.empty(shape, dtype=dtype)
         if value.numel() == 0:
             return value
-        data = memoryview(value.view(torch.uint8).numpy().reshape(-1).data)
+        data = memoryview(value.reshape(-1).view(torch.uint8).numpy().data)
         try:
             with info.file.open("rb") as file:
                 file.seek(info.offset + (index or 0) * len(data))

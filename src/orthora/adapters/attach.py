@@ -24,7 +24,7 @@ from orthora.adapters.checks import adapted_layers, refuse_unfit, verify
 from orthora.adapters.given import take_start
 from orthora.adapters.slots import Slot
 from orthora.adapters.starts import How, Start
-from orthora.adapters.wrap import Targets, Unfit, unwrap, wrap
+from orthora.adapters.wrap import Targets, Unfit, as_names, unwrap, wrap
 from orthora.methods import registry
 
 _SLOW_ELEMENTS = 50_000_000  # above this many weights the start takes seconds: show progress
@@ -114,7 +114,8 @@ def adapt(
             _start_everywhere(peft_model, slots, How(record.name, alpha / rank, seed))
         else:
             asked = {"method": record.name, "rank": rank, "alpha": alpha, "seed": seed}
-            take_start(peft_model, slots, start, asked | {"target_modules": target_modules})
+            asked["target_modules"] = as_names(target_modules)
+            take_start(peft_model, slots, start, asked)
         verify(peft_model, adapted_layers(peft_model))
     except BaseException:
         unwrap(model, trained_before)

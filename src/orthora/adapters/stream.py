@@ -26,7 +26,7 @@ from orthora.adapters.slots import Slot
 from orthora.adapters.sources import Origins, Source, meta_model
 from orthora.adapters.starts import How, Start
 from orthora.adapters.unfinished import Unfinished
-from orthora.adapters.wrap import Targets, Unfit, wrap
+from orthora.adapters.wrap import Targets, Unfit, as_names, wrap
 from orthora.checkpoint import Checkpoint, open_checkpoint
 from orthora.methods import registry
 from orthora.store import finite
@@ -130,12 +130,12 @@ def init_adapter(
     )
     sources = [origins.source(slot) for slot in slots]
     layout = _Layout(peft_model, slots)
-    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
+    targets = as_names(target_modules)
     settings = {
         "method": record.name,
         "rank": rank,
         "alpha": alpha,
-        "target_modules": targets,
+        "target_modules": targets if isinstance(targets, str) else list(targets),
         "seed": seed,
         "unfit": unfit,
     }

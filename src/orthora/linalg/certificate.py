@@ -27,6 +27,7 @@ from orthora.linalg.products import product
 from orthora.types import End, Evidence, Subspace
 
 GUARDS = 8
+DROWNED = "singular values drown in the rounding of the Gram matrix"
 ORTHONORMALITY = 1e-6
 ENERGY = {"top": 1e-8, "bottom": 1e-6, "bottom-square": 1e-5}
 _ROWS = 1024
@@ -50,9 +51,12 @@ class Ritz:
     Y: Float[Tensor, "p c"]
     theta: Float[Tensor, " c"]
 
-    def residual(self, A: Float[Tensor, "p k"]) -> Float[Tensor, "k c"]:
-        """R = A'A V - V diag(theta), float64 with the products of A's dtype."""
-        return times(A.mT, self.Y.to(A.dtype)).double() - self.V * self.theta
+    def residual(
+        self, A: Float[Tensor, "p k"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "k c"]:
+        """R = A'A V - V diag(theta), float64 with products of ``dtype`` or wider."""
+        wide = torch.promote_types(A.dtype, dtype)
+        return times(A.mT, self.Y.to(wide)).double() - self.V * self.theta
 
 
 def times(A: Float[Tensor, "p k"], X: Float[Tensor, "k c"]) -> Float[Tensor, "p c"]:
@@ -177,13 +181,14 @@ def certify(
     Raises:
         NotCertified: naming the check that failed.
     """
-    order = slice(None) if end == "top" else torch.arange(rank - 1, -1, -1)
     sigma = ritz.theta[:rank].sqrt()
     Y, V = ritz.Y[:, :rank], ritz.V[:, :rank]
     long = polish(Y / sigma.to(Y.dtype)) if long is None else long
     right = torch.linalg.matrix_norm((Y - long * sigma.to(Y.dtype)).double(), ord=2)
     left = torch.linalg.matrix_norm(R[:, :rank] / sigma, ord=2)
-    short, long, S = (x.float()[..., order] for x in (V, long, sigma))
+    if wide and end == "bottom":  # V is the long side, W v = sigma u + R / sigma for its columns
+        energy += float((R[:, :rank] / sigma).square().sum() / ritz.theta[:rank].sum())
+    short, long, S = (x.float() if end == "top" else x.float().flip(-1) for x in (V, long, sigma))
     U, V = (short, long) if wide else (long, short)
     U, V = with_canonical_signs(U, V)
     outside = float(ritz.theta[rank].sqrt()) if ritz.theta.numel() > rank else None

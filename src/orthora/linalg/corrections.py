@@ -20,7 +20,7 @@ from orthora.linalg.certificate import GUARDS, Ritz, energy_error, middle, rayle
 Solve = Callable[[Tensor], Tensor]
 """An approximation of ``(A'A - shift)^-1`` on a block (k, c) of float64, in any precision."""
 
-_SINE = 1.5e-3  # corrections smaller than this: done
+_SINE = 1e-3  # corrections smaller than this: done
 _ROUNDS = 3
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthora.linalg.certificate import (
+    DROWNED,
     ENERGY,
     GUARDS,
     NotCertified,
@@ -84,7 +85,7 @@ def end_of_spectrum(
     noise = _FLOOR * torch.finfo(found.values.dtype).eps * largest
     edge = float(found.values[0] if end == "bottom" else found.values[-rank])
     if not edge > noise:
-        raise NotCertified("singular values drown in the rounding of the Gram matrix")
+        raise NotCertified(DROWNED)
     part = _top if end == "top" else _bottom
     ritz, R, energy = part(A, found, rank, noise)
     return certify(
@@ -106,7 +107,7 @@ def _top(A: Tensor, found: Spectrum, rank: int, noise: float) -> tuple[Ritz, Ten
     keep = min(A.shape[1], rank + GUARDS)
     V = torch.linalg.qr(found.vectors[:, -keep:].double())[0]
     ritz = rayleigh_ritz(V, times(A, V.to(found.vectors.dtype)), "top", keep)
-    R = ritz.residual(A)
+    R = ritz.residual(A, found.values.dtype)
     if keep == A.shape[1]:
         return ritz, R, 0.0
     margin = float(ritz.theta[rank - 1]) - float(found.values[-keep - 1]) - noise
@@ -122,6 +123,6 @@ def _bottom(A: Tensor, found: Spectrum, rank: int, noise: float) -> tuple[Ritz, 
     def solve(B: Tensor) -> Tensor:
         return Q @ (weights[:, None] * (Q.mT @ B.to(Q.dtype)))
 
-    V = Q[:, : rank + GUARDS]
+    V = solve(Q[:, : rank + GUARDS])  # damps rounding that A V would magnify
     refined = refine_bottom(A, solve, V, rank, shift=0.0, dtype=Q.dtype, limit=ENERGY["bottom"])
     return refined.ritz, refined.R, refined.energy(rank)

@@ -1,5 +1,7 @@
 """Gram matrices of tall matrices, and the tall orientation of a weight."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -44,12 +46,13 @@ def gram(A: Float[Tensor, "p k"], *, bf16: bool) -> Float[Tensor, "k k"]:
         (k, k) symmetric, with a relative error in spectral norm of a few units of rounding.
     """
     p, k = A.shape
+    width = math.ceil(k / math.ceil(k / _BLOCK))  # blocks of one width: a narrow one sums badly
     G = torch.zeros(k, k, dtype=A.dtype, device=A.device)
     with float32_products(bf16_operands=bf16 and A.dtype == torch.float32):
         for row in range(0, p, _ROWS):
             chunk = A[row : row + _ROWS]
-            for i in range(0, k, _BLOCK):
-                G[i : i + _BLOCK, i:].addmm_(chunk[:, i : i + _BLOCK].mT, chunk[:, i:])
-    for i in range(_BLOCK, k, _BLOCK):
-        G[i:, i - _BLOCK : i] = G[i - _BLOCK : i, i:].mT
+            for i in range(0, k, width):
+                G[i : i + width, i:].addmm_(chunk[:, i : i + width].mT, chunk[:, i:])
+    for i in range(width, k, width):
+        G[i:, i - width : i] = G[i - width : i, i:].mT
     return G

@@ -124,9 +124,14 @@ def block_lanczos(
 
     Returns:
         Ritz pairs and the estimate.
+
+    Raises:
+        FloatingPointError: if the operator overflows.
     """
     b = start.shape[1]
     size = min(start.shape[0] // b, math.ceil(max(_BASIS * wanted, _SMALL_BASIS) / b)) * b
+    if size + b > start.shape[0]:  # the basis fills the space: there is nothing to restart with
+        most = min(most, size // b)
     basis = _Basis(start, size)
     steps, look = 0, max(least, math.ceil((wanted + 1) / b))
     history: list[tuple[int, float]] = []
@@ -137,6 +142,8 @@ def block_lanczos(
             steps += 1
         values, Y = basis.ritz()
         sine = _sine(values, basis.coupling @ Y[-b:], group, relative_gap)
+        if math.isnan(sine):
+            raise FloatingPointError("NaN in the Krylov basis")
         history.append((look, math.log(max(sine, 1e-30))))
         if sine <= tolerance or look >= most:
             break

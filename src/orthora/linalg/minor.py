@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthora.linalg.certificate import (
+    DROWNED,
     ENERGY,
     GUARDS,
     NotCertified,
@@ -44,9 +45,10 @@ _EDGE_STEPS = 12
 _SHIFTS = (0.93, 0.8, 0.5, 0.0)  # of an upper bound on the smallest eigenvalue
 _REFINED_SIDE = 2048  # above this LU in float32 grows too much without iterative refinement
 _INACCURATE = 0.1  # a first correction this large says that the factors are
-_GRAM_FLOOR = 1e-3  # sigma / sigma_1 under which a float32 Gram matrix says nothing
-_LU_FLOOR = {torch.float32: 2e-7, torch.float64: 1e-13}  # sigma / sigma_1; below it: singular?
+_GRAM_FLOOR = 4e-3  # sigma / sigma_1 under which the rounding of a float32 Gram matrix may count
+_LU_FLOOR = {torch.float32: 2e-7, torch.float64: 1e-11}  # sigma / sigma_1; below it: singular?
 _PROBE_RISK = 1e-8
+_NORM_STEPS = 2
 
 
 @float32_products()
@@ -152,17 +154,19 @@ def bottom_of_gram(
     )
     largest, above_smallest = float(edge.values[0]), float(edge.values[-1])
     if above_smallest < _GRAM_FLOOR**2 * largest:
-        raise NotCertified("the smallest singular values drown in the rounding of the Gram matrix")
+        raise NotCertified(DROWNED)
     L, shift = _factorise(G, above_smallest)
 
     def solve(B: Tensor) -> Tensor:
         return torch.cholesky_solve(B.to(L.dtype), L)
 
-    V = _largest_of(solve, edge.smallest, rank + GUARDS, rank, _GRAM_SINE)
+    V = _damped(solve, _largest_of(solve, edge.smallest, rank + GUARDS, rank, _GRAM_SINE))
     noise = gram_noise(G)
     found = refine_bottom(
         A, solve, V, rank, shift=shift, dtype=torch.float32, limit=limit, noise=noise
     )
+    if float(found.ritz.theta[0]) < _GRAM_FLOOR**2 * largest:
+        raise NotCertified(DROWNED)
     mu = prove_outside(G, found.ritz, "bottom", rank)
     return certify(
         found.ritz,
@@ -203,8 +207,7 @@ def _without_dominant(solve: Solve, start: Tensor, rank: int) -> Tensor:
     """The r + guards bottom vectors of a square matrix, to about 1e-4.
 
     The smallest singular values make the inverse so large in their directions that its rounding
-    hides the rest. They converge in a few steps, and are then projected out. One more solve damps
-    what rounding left in the largest directions.
+    hides the rest. They converge in a few steps, and are then projected out.
     """
     b = start.shape[1]
     scout = block_lanczos(
@@ -221,7 +224,12 @@ def _without_dominant(solve: Solve, start: Tensor, rank: int) -> Tensor:
     rest = _largest_of(
         outside, outside(start), rank + GUARDS - dominant, rank - dominant, _SQUARE_SINE
     )
-    V = solve(torch.cat([locked, rest], dim=1))
+    return _damped(solve, torch.cat([locked, rest], dim=1))
+
+
+def _damped(solve: Solve, V: Tensor) -> Tensor:
+    """One more solve: what rounding left in the largest directions would be magnified in A V."""
+    V = solve(V)
     return V / V.norm(dim=0)
 
 
@@ -256,11 +264,8 @@ def _probe(solve: Solve, ritz: Ritz, rank: int) -> None:
 
 
 def _norm_estimate(A: Float[Tensor, "k k"]) -> float:
-    """A lower estimate of sigma_1 by three steps of power iteration on one vector."""
-    x = start_block(A.shape[1], A.device)[:, 0].to(A.dtype)
-    norm = 0.0
-    for _ in range(3):
-        y = A @ (x / x.norm())
-        norm = float(y.norm())
-        x = A.mT @ y
-    return norm
+    """A lower estimate of sigma_1, to a few per cent, by power iteration on one block."""
+    X = start_block(A.shape[1], A.device).to(A.dtype)
+    for _ in range(_NORM_STEPS):
+        X = torch.linalg.qr(product(A.mT, product(A, X)))[0]
+    return float(torch.linalg.matrix_norm(product(A, X).double(), ord=2))

@@ -1,47 +1,74 @@
 """Which arithmetic a float32 product may use, held for every thread of the process at once.
 
-PyTorch keeps the precision of float32 products in one process-wide switch. Products of entries that
-are exact in bfloat16 are the same in ``"medium"`` (bfloat16 products, float32 sums), and two to ten
-times faster on CPUs with bfloat16 units; any other product would be ruined by it, and by a caller's
-``"high"``. So the two kinds of work never overlap: each has a room, threads share a room, and a
-room opens when the other is empty.
+PyTorch keeps the precision of float32 products in process-wide switches. Products of entries that
+are exact in bfloat16 are the same with bfloat16 units (bfloat16 products, float32 sums), and two to
+ten times faster on CPUs that have them; any other product would be ruined, as by a caller's own
+TF32. So the two kinds of work never overlap: each has a room, threads share a room, and a room
+opens when the other is empty.
 """
 
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-EXACT_IN_BF16 = "medium"
-FLOAT32 = "highest"
+EXACT_IN_BF16 = "bf16"
+FLOAT32 = "ieee"
+
+
+_BACKENDS: Any = torch.backends  # modules whose attributes are switches, which stubs don't know
+_CPU, _GPU = _BACKENDS.mkldnn.matmul, _BACKENDS.cuda.matmul
 
 
 class _Rooms:
-    """A lock that any number of threads may hold together, as long as they want the same mode."""
+    """A lock that any number of threads may hold together, as long as they want the same mode.
+
+    Who waits for the other mode comes next: newcomers to the open room then wait as well, but for
+    those that are inside already.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
+        self._outer = (_CPU.fp32_precision, _GPU.fp32_precision)
         self._inside = 0
         self._mode = FLOAT32
-        self._outer = FLOAT32
+        self._waiting = {FLOAT32: 0, EXACT_IN_BF16: 0}
+        self._mine = threading.local()
+
+    def _may_enter(self, mode: str, nested: bool) -> bool:
+        if nested:
+            return True
+        others = sum(count for name, count in self._waiting.items() if name != mode)
+        if self._inside == 0:
+            return others == 0 or self._mode != mode  # the room that was open last lets the other
+        return self._mode == mode and others == 0
 
     @contextlib.contextmanager
     def enter(self, mode: str) -> Iterator[None]:
+        depth = getattr(self._mine, "depth", 0)
         with self._changed:
-            self._changed.wait_for(lambda: self._inside == 0 or self._mode == mode)
+            if depth and self._mode != mode:
+                raise RuntimeError("a thread can't be in both rooms")
+            self._waiting[mode] += 1
+            self._changed.wait_for(lambda: self._may_enter(mode, depth > 0))
+            self._waiting[mode] -= 1
             if self._inside == 0:
-                self._outer = torch.get_float32_matmul_precision()
-                torch.set_float32_matmul_precision(mode)
+                self._outer = (_CPU.fp32_precision, _GPU.fp32_precision)
+                _CPU.fp32_precision, _GPU.fp32_precision = mode, FLOAT32
                 self._mode = mode
+                self._changed.notify_all()  # others of this mode may follow
             self._inside += 1
+        self._mine.depth = depth + 1
         try:
             yield
         finally:
+            self._mine.depth = depth
             with self._changed:
                 self._inside -= 1
                 if self._inside == 0:
-                    torch.set_float32_matmul_precision(self._outer)
+                    _CPU.fp32_precision, _GPU.fp32_precision = self._outer
                     self._changed.notify_all()
 
 

@@ -33,6 +33,8 @@ _FULL_SIDE = 512
 _LANCZOS_SHARE = 6
 _SAFE = (1e-6, 1e6)  # largest magnitude within which squares and fourth powers fit float32
 
+_NOT_CONVERGED: type[Exception] = vars(torch.linalg)["LinAlgError"]  # no public name in stubs
+
 Attempt = tuple[str, Callable[[], Subspace]]
 
 
@@ -150,16 +152,16 @@ def both_subspaces(W: Float[Tensor, "m n"], rank: int) -> tuple[Subspace, Subspa
 
 def _subspaces(W: Tensor, rank: int, ends: tuple[End, ...]) -> list[Subspace]:
     """Each end by the first algorithm whose checks pass; each is noted in `records`."""
-    found = _certified(W, rank, ends)
+    largest = check_weight(W)
+    check_rank(rank, (W.shape[0], W.shape[1]))
+    with torch.autocast(W.device.type, enabled=False):
+        found = _certified(W.detach(), largest, rank, ends)
     for end, subspace in zip(ends, found, strict=True):
         records.note(end, subspace)
     return found
 
 
-def _certified(W: Tensor, rank: int, ends: tuple[End, ...]) -> list[Subspace]:
-    largest = check_weight(W)
-    check_rank(rank, (W.shape[0], W.shape[1]))
-    W = W.detach()
+def _certified(W: Tensor, largest: float, rank: int, ends: tuple[End, ...]) -> list[Subspace]:
     if W.dtype == torch.float64 or min(W.shape) <= _EXACT_SIDE or largest == 0.0:
         return [exact(W, end, rank) for end in ends]
     power = 0 if _SAFE[0] < largest < _SAFE[1] else -round(math.log2(largest))
@@ -222,8 +224,8 @@ def _first_certified(
     for path, attempt in attempts:
         try:
             found = attempt()
-        except NotCertified as reason:
-            failed.append(f"{path}: {reason}")
+        except (NotCertified, FloatingPointError, _NOT_CONVERGED) as reason:
+            failed.append(f"{path}: {str(reason).splitlines()[0]}")
             continue
         S = found.S if power == 0 else found.S * 2.0**power
         return dataclasses.replace(found, S=S, replaced="; ".join(failed))
