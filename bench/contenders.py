@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from orthora.linalg import bottom_subspace, top_subspace
 
-_LARGE = 20_000_000  # entries, from which scipy's ways take minutes each
+_LARGE = 20_000_000  # entries, from which scipy's ways and QR take minutes
 
 Vectors = Callable[[], Tensor | None]
 """Computes right singular vectors (n, r), or something that has none to compare."""
@@ -65,6 +65,7 @@ def contenders(W: Tensor, end: str, rank: int) -> dict[str, Vectors]:
     timed: dict[str, Vectors] = {"orthora": lambda: ours(W, end, rank)}
     if end == "top":
         timed["PEFT pissa_niter_16"] = lambda: peft_init(W, rank, "pissa_niter_16")
+    if end == "top" and W.numel() < _LARGE:
         timed["PEFT olora (QR)"] = lambda: peft_init(W, rank, "olora")
     if importlib.util.find_spec("scipy") and W.numel() < _LARGE:
         timed["scipy eigh of the float64 Gram"] = lambda: gram_eigh(W, end, rank)

@@ -11,6 +11,9 @@ from typing import Any
 
 import weights
 
+_TURNS = 3
+_ONCE = ("load, PEFT pissa", "orthora init --method pissa")  # minutes; and the cost of rlpo
+
 _PEFT = """
 import sys, torch
 from peft import LoraConfig, get_peft_model
@@ -72,11 +75,11 @@ def run(folder: Path, *, quick: bool, rank: int = 16) -> list[dict[str, Any]]:
     layers = 2 if quick else None
     model = weights.write_checkpoint(folder / f"qwen2-1.5B-{layers or 28}-layers", "1.5B", layers)
     runs: dict[str, list[dict[str, float]]] = {}
-    for turn in range(1 if quick else 3):
+    for turn in range(1 if quick else _TURNS):
         with tempfile.TemporaryDirectory() as scratch:
             for name, command in commands(model, Path(scratch) / "out", rank).items():
-                if turn > 0 and name.endswith("PEFT pissa"):
-                    continue  # minutes; its spread is small against the ratio
+                if turn > 0 and name in _ONCE:
+                    continue
                 print(f"{name}, turn {turn + 1}", file=sys.stderr, flush=True)
                 runs.setdefault(name, []).append(run_one(command))
                 shutil.rmtree(Path(scratch) / "out")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, Qwen2Tokenizer
 
 torch.set_num_threads(1)
@@ -63,23 +64,39 @@ _EXPERTS = {
     "decoder_sparse_step": 1,
     "head_dim": 8,
 }
+_TIED = {"tie_word_embeddings": True}
+_MEDIUM = {  # short sides above 512, where subspaces come from Lanczos
+    "hidden_size": 640,
+    "intermediate_size": 1100,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 10,
+    "num_key_value_heads": 5,
+}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", _COMMON),
-    "qwen2-tied": ("Qwen2", _COMMON | {"tie_word_embeddings": True}),
+    "qwen2-tied": ("Qwen2", _COMMON | _TIED),
+    "qwen2-medium": ("Qwen2", _COMMON | _MEDIUM),
     "qwen3": ("Qwen3", _COMMON | {"head_dim": 8}),
     "llama": ("Llama", _COMMON),
+    "mistral": ("Mistral", _COMMON),
+    "gemma": ("Gemma", _COMMON | _TIED | {"head_dim": 8}),
+    "gemma2": ("Gemma2", _COMMON | _TIED | {"head_dim": 8}),
+    "gemma3": ("Gemma3Text", _COMMON | _TIED | {"head_dim": 8}),
     "gpt2": ("GPT2", _GPT2),
     "phi3": ("Phi3", _COMMON),
     "qwen3_moe": ("Qwen3Moe", _COMMON | _EXPERTS),
+    "qwen3_moe-dense": ("Qwen3Moe", _COMMON | _EXPERTS | {"mlp_only_layers": [0]}),
+    "mixtral": ("Mixtral", _COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
-_HEADS = {"GPT2": "GPT2LMHeadModel"}
+_HEADS = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
 
 
 def make_model(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
     """A random causal language model of ``KINDS`` in evaluation mode; the seed fixes its weights.
 
     ``gpt2`` stores weights transposed (Conv1D) and ties its head, ``phi3`` fuses q, k, v and the
-    two MLP inputs, ``qwen3_moe`` stacks its experts in three-dimensional tensors.
+    two MLP inputs; ``qwen3_moe`` and ``mixtral`` stack their experts in three-dimensional tensors,
+    and save them one by one under other names.
     """
     family, fields = KINDS[kind]
     config = getattr(transformers, f"{family}Config")(**fields)
@@ -113,6 +130,31 @@ def save_model(
     """Write ``make_model(kind, dtype, seed)`` and the tokenizer to ``folder``."""
     make_model(kind, dtype, seed).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+    return Path(folder)
+
+
+def save_squares(folder: str | Path, layers: int, side: int = 1024) -> Path:
+    """A bfloat16 checkpoint of ``layers`` times q, k, v and o, all square, and nothing else."""
+    config = make_model("qwen2").config
+    config.update(
+        {
+            "hidden_size": side,
+            "intermediate_size": 16,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 8,
+            "num_hidden_layers": layers,
+            "layer_types": ["full_attention"] * layers,
+        }
+    )
+    config.save_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(side, side, generator=generator).bfloat16()
+    weights = {
+        f"model.layers.{layer}.self_attn.{name}_proj.weight": weight.roll(17 * layer + i, 0)
+        for layer in range(layers)
+        for i, name in enumerate("qkvo")
+    }
+    save_file(weights, Path(folder) / "model.safetensors")
     return Path(folder)
 
 

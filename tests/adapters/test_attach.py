@@ -1,6 +1,7 @@
 import copy
 import math
 import re
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -325,6 +326,12 @@ def spoil(name, value):
     return prepare
 
 
+def spoil_expert(model):
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.down_proj[2, 1, 1] = math.nan
+    return model
+
+
 def mark_quantised(model):
     model.quantization_method = "bitsandbytes"
     return model
@@ -413,6 +420,50 @@ REFUSED = {
         {"method": "pissa", "target_modules": ["q_proj", "experts"]},
         ["experts"],
     ),
+    "NaN in an expert": (
+        "qwen3_moe",
+        spoil_expert,
+        {"method": "rlpo"},
+        ["model.layers.1.mlp.experts.2.down_proj", "1 NaN"],
+    ),
+    "experts by a pattern": (
+        "qwen3_moe",
+        unchanged,
+        {"target_modules": r".*(q|gate|up|down)_proj"},
+        ["experts", "list of names"],
+    ),
+    "dense layers beside experts": (
+        "qwen3_moe-dense",
+        unchanged,
+        {"method": "rlpo", "target_modules": ["gate_proj", "up_proj", "down_proj"]},
+        ["skipped 3", "model.layers.0.mlp.gate_proj"],
+    ),
+    "one dense name beside experts": (
+        "qwen3_moe-dense",
+        unchanged,
+        {"method": "rlpo", "target_modules": ["q_proj", "down_proj"]},
+        ["skipped 1", "model.layers.0.mlp.down_proj"],
+    ),
+    "everything, dense beside experts": (
+        "qwen3_moe-dense",
+        unchanged,
+        {"method": "rlpo"},
+        ["skipped 3", "model.layers.0.mlp.gate_proj", "all-linear"],
+    ),
+    "no pattern": ("qwen2", unchanged, {"target_modules": "(q"}, ["'(q'", "regular expression"]),
+    "rank above every side": (
+        "qwen2",
+        unchanged,
+        {"rank": 33, "unfit": "skip"},
+        ["rank 33", "at most 32"],
+    ),
+    "unknown unfit": ("qwen2", unchanged, {"unfit": "drop"}, ["'drop'", "refuse, lower, skip"]),
+    "experts with another rank": (
+        "qwen3_moe",
+        unchanged,
+        {"method": "rlpo", "rank": 25, "unfit": "lower", "target_modules": ["experts"]},
+        ["fused experts", "at most 24"],
+    ),
     "router": (
         "qwen3_moe",
         unchanged,
@@ -430,6 +481,7 @@ def condition(model):
     return {
         "modules": [(name, type(module)) for name, module in model.named_modules()],
         "trained": [(name, p.requires_grad) for name, p in model.named_parameters()],
+        "state": list(model.state_dict()),
         "weights": None if meta else snapshot(model),
         "logits": None if meta else logits(model),
         "attributes": set(vars(model)),
@@ -437,7 +489,7 @@ def condition(model):
 
 
 def assert_same_condition(after, before):
-    for key in ("modules", "trained", "attributes"):
+    for key in ("modules", "trained", "state", "attributes"):
         assert after[key] == before[key]
     if before["logits"] is not None:
         torch.testing.assert_close(
@@ -527,3 +579,76 @@ def test_an_anchored_layer_computes_the_weight_plus_the_scaled_difference(method
         expected = x.double() @ effective.mT + (0.0 if bias is None else bias.detach().double())
         with torch.no_grad():
             assert (layer(x) - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("targets", ["all-linear", ["experts"], ["q_proj", "down_proj"]])
+@pytest.mark.parametrize("method", ["rlpo", "rlmo", "lora"])
+def test_fused_experts_start_as_the_base_and_train(kind, targets, method):
+    base = make_model(kind)
+    weights, before = snapshot(base), logits(base)
+    model = adapt(base, method, target_modules=targets)
+    assert torch.equal(logits(model), before)
+    start = snapshot(model)
+    adamw_steps(model, 3)
+    end = snapshot(model)
+    assert {n for n in end if not torch.equal(end[n], start[n])} <= part(end, "lora_A").keys() | (
+        part(end, "lora_B").keys()
+    )
+    assert all(not torch.equal(end[n], start[n]) for n in part(end, "lora_B"))
+    assert (logits(model) - before).abs().max() > 1e-3
+    with model.disable_adapter():
+        assert torch.equal(logits(model), before)
+    assert equal(snapshot(model.unload()), weights)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+def test_every_expert_is_a_weight_of_its_own_in_the_record(kind):
+    record = adapt(make_model(kind)).orthora
+    experts = [name for name in record.modules if ".experts." in name]
+    assert len(experts) == len(set(experts)) == 2 * 4 * 2  # layers, experts, parts
+    assert "model.layers.1.mlp.experts.3.gate_up_proj" in experts
+
+
+def test_experts_on_a_rounded_base_are_warned_of_and_nothing_else_is():
+    with pytest.warns(UserWarning, match=r"base weight in torch.bfloat16.*float32"):
+        adapt(make_model("qwen3_moe", torch.bfloat16))
+    for kind, dtype, targets in [
+        ("qwen3_moe", torch.float32, "all-linear"),
+        ("qwen3_moe", torch.bfloat16, ["q_proj"]),
+        ("qwen2", torch.bfloat16, "all-linear"),
+    ]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            adapt(make_model(kind, dtype), target_modules=targets)
+        assert not [w for w in caught if "fused experts" in str(w.message)]
+
+
+@pytest.mark.parametrize("method", ["rlpo", "rlmo", "lora"])
+@pytest.mark.parametrize("unfit", ["lower", "skip"])
+def test_modules_below_the_rank_get_less_or_nothing_at_the_same_scale(unfit, method):
+    base = make_model("qwen2")
+    before = logits(base)
+    model = adapt(base, method, rank=20, alpha=50, unfit=unfit)
+    ranks = {name: layer.r["default"] for name, layer in adapted_layers(model).items()}
+    assert len(ranks) == (14 if unfit == "lower" else 10)
+    for name, layer in adapted_layers(model).items():
+        assert ranks[name] == (16 if re.search(r"\.[kv]_proj", name) else 20)
+        assert math.isclose(layer.scaling["default"], 2.5)
+    assert torch.equal(logits(model), before)
+    adamw_steps(model, 2)
+    assert (logits(model) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", ["rlpo", "rlmo"])
+def test_the_number_of_threads_does_not_change_a_bit(method):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        several = snapshot(adapt(make_model("qwen2-medium", torch.bfloat16), method))
+        assert torch.get_num_threads() == 3
+        torch.set_num_threads(1)
+        one = snapshot(adapt(make_model("qwen2-medium", torch.bfloat16), method))
+    finally:
+        torch.set_num_threads(threads)
+    assert equal(several, one)

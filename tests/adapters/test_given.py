@@ -86,6 +86,35 @@ def test_other_weights_are_refused(saved, tmp_path):
         adapt(base, "rlpo", rank=RANK, alpha=ALPHA, seed=SEED, start=folder)
 
 
+@pytest.mark.parametrize(("kind", "method"), [("qwen2", "milora"), ("qwen2-medium", "rlmo")])
+def test_a_base_loaded_in_bfloat16_is_still_the_same_weights(kind, method, tmp_path):
+    """Rounding moves the smallest singular values by more than their own hundredth."""
+    make_model(kind).save_pretrained(tmp_path / "base")
+    folder = started(tmp_path / "base", tmp_path / "start", method)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+    given = adapt(base, method, rank=RANK, alpha=ALPHA, seed=SEED, start=folder)
+    computed = adapt(load(tmp_path / "base"), method, rank=RANK, alpha=ALPHA, seed=SEED)
+    one, two = tensors(given), tensors(computed)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("method", ["rlmo", "milora", "olora-tail"])
+def test_other_weights_are_refused_at_the_bottom_too(saved, tmp_path, method):
+    folder = started(saved, tmp_path / "start", method)
+    base = make_model("qwen2", seed=1)
+    with pytest.raises(ValueError, match="other weights"):
+        adapt(base, method, rank=RANK, alpha=ALPHA, seed=SEED, start=folder)
+
+
+@pytest.mark.parametrize("one", ["q_proj", ["q_proj"], ("q_proj",)])
+@pytest.mark.parametrize("two", ["q_proj", ["q_proj"], ("q_proj",)])
+def test_a_bare_name_is_a_list_of_one(saved, tmp_path, one, two):
+    folder = started(saved, tmp_path / "start", target_modules=one)
+    options = {"rank": RANK, "alpha": ALPHA, "seed": SEED, "target_modules": two}
+    given = adapt(load(saved), "rlpo", start=folder, **options)
+    assert len(slots_of(given)) == 2
+
+
 def test_what_is_no_start_is_refused(saved, tmp_path):
     options = {"rank": RANK, "alpha": ALPHA, "seed": SEED}
     with pytest.raises(ValueError, match="no adapter of `orthora init`"):
@@ -94,5 +123,5 @@ def test_what_is_no_start_is_refused(saved, tmp_path):
     record = json.loads((folder / "orthora.json").read_text())
     record["modules"].pop("model.layers.1.mlp.up_proj")
     (folder / "orthora.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="holds no start of 'model.layers.1.mlp.up_proj'"):
+    with pytest.raises(ValueError, match=r"holds no start of 'model\.layers\.1\.mlp\.up_proj'"):
         adapt(load(saved), "rlpo", start=folder, **options)

@@ -24,6 +24,7 @@ from orthora.linalg import (
     products,
     top_subspace,
 )
+from orthora.linalg import precision as precision_module
 from orthora.linalg.certificate import (
     ENERGY,
     GUARDS,
@@ -1263,3 +1264,74 @@ def test_no_ritz_value_exceeds_the_spectrum():
     values = torch.linspace(1, 2, 40, dtype=torch.float64)  # 40 is no multiple of the block
     run = lanczos_on(values, 20, 10, tolerance=1e-9, most=50)
     assert float(run.values[0]) <= 2 + 1e-12
+
+
+# What still goes wrong: each of these is a defect, and loses its mark with the remedy
+
+
+@pytest.mark.xfail(reason="a probe of half of the edge does not carry the bound", strict=False)
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-5])
+def test_nearly_equal_values_beyond_a_block_do_not_break_the_bound(spread):
+    cluster = 0.01 * (1 - spread * torch.linspace(1, 0, 17))
+    W = torch.diag(torch.cat([cluster, torch.linspace(0.013, 1, 623)]))
+    ours, true = bottom_subspace(W, 17), truth(W)
+    assert true.missed("bottom", ours.V) <= ours.energy_error + 1e-8
+
+
+@pytest.mark.xfail(reason="rounding errors of a Gram matrix need not be independent", strict=False)
+@pytest.mark.parametrize(
+    ("bulk", "share", "top"), [(1.8e-5, 0.99, 2.1), (2e-5, 0.99, 2.2), (4e-5, 0.993, 1.5)]
+)
+def test_rounding_above_the_floor_hides_no_direction(bulk, share, top):
+    W = two_constants(share * bulk, bulk, top)
+    ours, true = bottom_subspace(W, 1), truth(W)
+    noise = 1e-8 + true.rounding("bottom", 1)
+    assert true.missed("bottom", ours.V) <= ours.energy_error + noise
+
+
+@pytest.mark.xfail(reason="while both rooms are wanted, each lets in one thread", strict=False)
+def test_threads_share_a_room_while_both_are_wanted():
+    inside, shared, lock = 0, 0, threading.Lock()
+
+    def job(first: bool) -> None:
+        nonlocal inside, shared
+        bf16 = first
+        for _ in range(20):
+            with float32_products(bf16_operands=bf16):
+                with lock:
+                    inside, shared = inside + 1, shared + (inside > 0)
+                time.sleep(0.005)
+                with lock:
+                    inside -= 1
+            bf16 = not bf16
+
+    in_threads([lambda first=first: job(first) for first in (True, False, True, False)])
+    assert shared >= 20  # of 80 entries; the last thread is alone for a while
+
+
+@pytest.mark.xfail(reason="an interrupted waiter is waited for, for ever", strict=False)
+def test_an_interrupted_wait_leaves_no_trace(monkeypatch):
+    rooms = precision_module._Rooms()
+    entered, leave, done = (threading.Event() for _ in range(3))
+
+    def stay() -> None:
+        with rooms.enter(FLOAT32):
+            entered.set()
+            leave.wait(10)
+
+    def interrupt(predicate: Callable[[], bool]) -> None:
+        raise KeyboardInterrupt
+
+    def come() -> None:
+        with rooms.enter(FLOAT32):
+            done.set()
+
+    threading.Thread(target=stay, daemon=True).start()
+    assert entered.wait(10)
+    with monkeypatch.context() as patch:
+        patch.setattr(rooms._changed, "wait_for", interrupt)
+        with pytest.raises(KeyboardInterrupt), rooms.enter(EXACT_IN_BF16):
+            pass
+    leave.set()
+    threading.Thread(target=come, daemon=True).start()
+    assert done.wait(2)

@@ -49,7 +49,8 @@ def take_start(
     if not file.is_file():
         raise ValueError(f"{folder} has no {file.name}; run `orthora init` again")
     restore(model, ADAPTER, load_file(file))
-    _check_weight(slots[0], modules[slots[0].name]["subspaces"], folder)
+    for slot in slots:
+        _check_weight(slot, modules[slot.name]["subspaces"], folder)
 
 
 def _check_weight(slot: Slot, subspaces: list[dict[str, Any]], folder: Path) -> None:
@@ -59,9 +60,10 @@ def _check_weight(slot: Slot, subspaces: list[dict[str, Any]], folder: Path) -> 
     """
     if len(subspaces) != 1:
         return
-    W = slot.weight().float()
+    W = slot.weight()
     v = weight(slot.layer.lora_A, ADAPTER).detach()[(slot.expert or 0) * slot.rank].to(W.device)
-    found, recorded = float((W @ (v / v.norm())).norm()), subspaces[0]["sigma"][0]
+    found = float((W @ (v / v.norm()).to(W.dtype)).float().norm())
+    recorded = subspaces[0]["sigma"][0]
     typical = float(W.norm()) / W.shape[1] ** 0.5  # what rounding of W adds is a share of this
     if abs(found - recorded) > _SAME * max(recorded, typical):
         raise ValueError(

@@ -146,17 +146,33 @@ def default_workers(workspace: int = 0) -> int:
     Args:
         workspace: bytes that one worker needs.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, _free_memory() // 2 // max(workspace, 1)))
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = _cgroup("cpu.max").split()
+    if len(quota) == 2 and quota[0].isdigit():
+        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
+    return max(1, min(cores, _free_memory() // 2 // max(workspace, 1)))
 
 
 def _free_memory() -> int:
     """Bytes to be had, those of the page cache included; all there are, where that is unknown."""
     try:
         text = Path("/proc/meminfo").read_text()
-        return 1024 * int(text.split("MemAvailable:")[1].split()[0])
+        free = 1024 * int(text.split("MemAvailable:")[1].split()[0])
     except (OSError, IndexError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
+    if limit.isdigit() and used.isdigit():
+        free = min(free, max(0, int(limit) - int(used)))
+    return free
+
+
+def _cgroup(name: str) -> str:
+    """What this process's container says, e.g. ``"max"``; empty where there is none."""
+    try:
+        return (Path("/sys/fs/cgroup") / name).read_text().strip()
+    except OSError:
+        return ""
 
 
 def workspace(shape: tuple[int, int]) -> int:

@@ -28,7 +28,7 @@ from orthora.adapters.starts import How, Start
 from orthora.adapters.unfinished import Unfinished
 from orthora.adapters.wrap import Targets, Unfit, as_names, wrap
 from orthora.checkpoint import Checkpoint, open_checkpoint
-from orthora.methods import registry
+from orthora.methods import Method, registry
 from orthora.store import finite
 
 _ADAPTER = "adapter_model.safetensors"
@@ -117,65 +117,90 @@ def init_adapter(
     record = registry.get(method)
     _check_machine(device, workers)
     checkpoint = open_checkpoint(model)
-    base = meta_model(checkpoint)
-    origins = Origins(base, checkpoint)
-    peft_model, slots = wrap(
-        base,
+    job = _Job(
+        checkpoint,
         record,
-        rank=rank,
-        alpha=alpha,
-        targets=target_modules,
-        dropout=0.0,
-        unfit=unfit,
+        {
+            "method": record.name,
+            "rank": rank,
+            "alpha": alpha,
+            "target_modules": _listed(target_modules),
+            "seed": seed,
+            "unfit": unfit,
+        },
     )
-    sources = [origins.source(slot) for slot in slots]
-    layout = _Layout(peft_model, slots)
-    targets = as_names(target_modules)
-    settings = {
-        "method": record.name,
-        "rank": rank,
-        "alpha": alpha,
-        "target_modules": targets if isinstance(targets, str) else list(targets),
-        "seed": seed,
-        "unfit": unfit,
-    }
-    plan = {
-        **settings,
-        "checkpoint": checkpoint.fingerprint(),
-        "modified": checkpoint.modified(),
-        "device": device,
-        "orthora": __version__,
-        "torch": torch.__version__,
-    }
     how = How(record.name, alpha / rank, seed)
-    with Unfinished(Path(out), plan, layout.files) as unfinished:
+    with Unfinished(Path(out), job.plan(device), job.layout.files) as unfinished:
         resumed = len(unfinished.done)
-        left = [source for source in sources if source.slot.name not in unfinished.done]
-        tell = _Teller(report, sources, left)
+        left = [source for source in job.sources if source.slot.name not in unfinished.done]
+        tell = _Teller(report, job.sources, left)
         with closing(_starts(left, checkpoint, how, device, workers)) as done:
             for source, start in done:
-                layout.write(unfinished, source.slot, start)
+                job.layout.write(unfinished, source.slot, start)
                 unfinished.finish(source.slot.name, _entry(source, start))
                 tell(source)
         seconds = time.monotonic() - begun
-        modules = {slot.name: unfinished.done[slot.name] for slot in slots}
+        modules = {source.slot.name: unfinished.done[source.slot.name] for source in job.sources}
+        unfinished.complete(job.papers(model, device, seconds, modules))
+    return InitResult(Path(out), modules, resumed, seconds)
+
+
+def _listed(targets: Targets) -> Targets:
+    """The targets as JSON will hold them."""
+    names = as_names(targets)
+    return names if isinstance(names, str) else list(names)
+
+
+class _Job:
+    """What is to be made: the adapted model on the meta device, and where its weights lie."""
+
+    def __init__(self, checkpoint: Checkpoint, record: Method, settings: dict[str, Any]) -> None:
+        self.checkpoint, self.record, self.settings = checkpoint, record, settings
+        base = meta_model(checkpoint)
+        origins = Origins(base, checkpoint)
+        self.model, slots = wrap(
+            base,
+            record,
+            rank=settings["rank"],
+            alpha=settings["alpha"],
+            targets=settings["target_modules"],
+            dropout=0.0,
+            unfit=settings["unfit"],
+        )
+        self.sources = [origins.source(slot) for slot in slots]
+        self.layout = _Layout(self.model, slots)
+
+    def plan(self, device: str) -> dict[str, Any]:
+        """All that decides the result; an interrupted start goes on under the same plan only."""
+        return {
+            **self.settings,
+            "checkpoint": self.checkpoint.fingerprint(),
+            "modified": self.checkpoint.modified(),
+            "device": device,
+            "orthora": __version__,
+            "torch": torch.__version__,
+        }
+
+    def papers(
+        self, model: str, device: str, seconds: float, modules: dict[str, Any]
+    ) -> dict[str, str]:
+        """The small files beside the factors: PEFT's config, and how it all came about."""
         story = {
-            **settings,
+            **self.settings,
             "base_model": model,
-            "checkpoint": plan["checkpoint"],
-            "anchored": record.anchored,
+            "checkpoint": self.checkpoint.fingerprint(),
+            "anchored": self.record.anchored,
             "device": device,
             "seconds": round(seconds, 3),
             "orthora": __version__,
             "torch": torch.__version__,
             "modules": modules,
         }
-        config = plain_config(peft_model)
+        config = plain_config(self.model)
         named = model != "tiny" and not Path(model).is_file()
-        config.base_model_name_or_path = model if named else str(checkpoint.folder)
-        record_text = json.dumps(finite(story), indent=1, allow_nan=False) + "\n"
-        unfinished.complete({"adapter_config.json": _config_text(config), RECORD_NAME: record_text})
-    return InitResult(Path(out), modules, resumed, seconds)
+        config.base_model_name_or_path = model if named else str(self.checkpoint.folder)
+        text = json.dumps(finite(story), indent=1, allow_nan=False) + "\n"
+        return {"adapter_config.json": _config_text(config), RECORD_NAME: text}
 
 
 def _check_machine(device: str, workers: int | None) -> None:
@@ -273,6 +298,8 @@ def _config_text(config: LoraConfig) -> str:
     table = config.to_dict()
     table.pop("_custom_modules", None)
     fixed = {key: sorted(v) if isinstance(v, set) else v for key, v in table.items()}
+    if isinstance(config.lora_alpha, float) and config.lora_alpha.is_integer():
+        fixed["lora_alpha"] = int(config.lora_alpha)
     return json.dumps(fixed, indent=2, sort_keys=True) + "\n"
 
 

@@ -48,7 +48,7 @@ _INACCURATE = 0.1  # a first correction this large says that the factors are
 _GRAM_FLOOR = 4e-3  # sigma / sigma_1 under which the rounding of a float32 Gram matrix may count
 _LU_FLOOR = {torch.float32: 2e-7, torch.float64: 1e-11}  # sigma / sigma_1; below it: singular?
 _PROBE_RISK = 1e-8
-_NORM_STEPS = 2
+_NORM_STEPS = 3
 
 
 @float32_products()
