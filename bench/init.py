@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # scipy's: its idle threads spin in our time
+
 import gpu
 import matrices
 import scaling
@@ -34,6 +36,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few cases, one round: minutes")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--sizes", nargs="+", choices=("1.5B", "7B"), help="of single matrices")
+    parser.add_argument("--ranks", nargs="+", type=int, default=[16, 32, 64])
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the numbers go")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench"), help="of checkpoints")
     parser.add_argument("--readme", type=Path, help="render its table from the JSON and stop")
@@ -51,7 +55,11 @@ def main() -> int:
 
 
 SECTIONS = {
-    "matrices": lambda options: matrices.run(quick=options.quick),
+    "matrices": lambda options: matrices.run(
+        options.sizes or (["1.5B"] if options.quick else ["1.5B", "7B"]),
+        options.ranks,
+        quick=options.quick,
+    ),
     "model": lambda options: whole_model.run(options.folder, quick=options.quick),
     "scaling": lambda options: (
         scaling.width(quick=options.quick) + scaling.parameters(options.folder, quick=options.quick)

@@ -198,18 +198,18 @@ def _status(field: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
-def run(*, quick: bool) -> list[Row]:
-    """The cases of the table."""
+def run(sizes: Iterable[str], ranks: list[int], *, quick: bool) -> list[Row]:
+    """The cases of the table, for the shapes of these model sizes."""
     rows: list[Row] = []
     repeats = 1 if quick else 3
-    cases = [("1.5B", shape, 1) for shape in _distinct("1.5B")]
+    shapes = [(size, shape) for size in sizes for shape in _distinct(size)]
+    cases = [(*case, 1) for case in shapes if case != ("7B", (3584, 18944))]
     if not quick:
-        cases += [("7B", shape, 1) for shape in _distinct("7B") if shape != (3584, 18944)]
-        cases += [("1.5B", shape, 2) for shape in _distinct("1.5B")]
+        cases += [(*case, 2) for case in shapes if case[0] == "1.5B"]
     for size, (m, n), threads in cases:
         for kind in ("llm",) if quick or threads == 2 else weights.KINDS:
             all_ranks = kind == "llm" and size == "1.5B" and threads == 1 and not quick
-            these = [16, 32, 64] if all_ranks else [32]
+            these = ranks if all_ranks else [32]
             print(f"{size} {m} x {n} {kind}, {threads} thread(s)", file=sys.stderr, flush=True)
             W = weights.weight(m, n, kind)
             wide = size == "1.5B"

@@ -52,8 +52,11 @@ class _Rooms:
             if depth and self._mode != mode:
                 raise RuntimeError("a thread can't be in both rooms")
             self._waiting[mode] += 1
-            self._changed.wait_for(lambda: self._may_enter(mode, depth > 0))
-            self._waiting[mode] -= 1
+            try:
+                self._changed.wait_for(lambda: self._may_enter(mode, depth > 0))
+            finally:
+                self._waiting[mode] -= 1
+                self._changed.notify_all()  # who waited for us, should we not come
             if self._inside == 0:
                 self._outer = (_CPU.fp32_precision, _GPU.fp32_precision)
                 _CPU.fp32_precision, _GPU.fp32_precision = mode, FLOAT32
