@@ -1,3 +1,5 @@
+import importlib
+import json
 import re
 from pathlib import Path
 
@@ -62,3 +64,12 @@ def test_the_five_lines_run_as_written(tmp_path, monkeypatch):
         names["model"].eval()
         assert torch.equal(trained(ids).logits, names["model"](ids).logits)
         assert not torch.equal(trained(ids).logits, tiny.load()[0](ids).logits)
+
+
+def test_the_benchmark_table_is_rendered_from_its_results(monkeypatch):
+    root = Path(__file__).resolve().parents[1]
+    monkeypatch.syspath_prepend(str(root / "bench"))
+    bench = importlib.import_module("init")
+    found = json.loads((root / "bench" / "results" / "init.json").read_text(encoding="utf-8"))
+    shown = between("<!-- bench-init -->", "<!-- /bench-init -->").strip()
+    assert shown == bench.markdown(found)
