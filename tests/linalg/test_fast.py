@@ -1093,6 +1093,17 @@ def test_long_vectors_of_the_bottom_hold_the_energy_too(name):
         assert true.missed("bottom", ours.V) <= min(1e-6, ours.energy_error) + noise, rank
 
 
+def test_rounding_of_a_small_side_does_not_cost_the_fast_path():
+    # sigma_1 is 200 times the edge: Y / sigma alone misses 100 times the energy, and is refused
+    W = weight("spiky", 256, 1536).bfloat16()
+    ours, true = bottom_subspace(W, 32), truth(W)
+    assert (ours.path, ours.replaced) == ("gram-eigh-float32", "")
+    assert true.missed("bottom", ours.V) <= ours.energy_error + 1e-8
+    X = W.double()
+    rest = X.mT @ ours.U.double() - ours.V.double() * ours.S.double()
+    assert float(torch.linalg.matrix_norm(rest, ord=2) / true.S[0]) <= ours.residual + 1e-8
+
+
 @pytest.mark.parametrize("next_value", [0.0103, 0.012, 0.013])
 def test_more_copies_than_a_block_are_missed_above_half_of_the_edge_only(next_value):
     values = torch.cat([torch.full((17,), 0.01), torch.linspace(next_value, 1, 623)])

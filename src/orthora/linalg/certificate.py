@@ -30,7 +30,7 @@ GUARDS = 8
 DROWNED = "singular values drown in the rounding of the Gram matrix"
 ORTHONORMALITY = 1e-6
 ENERGY = {"top": 1e-8, "bottom": 1e-6, "bottom-square": 1e-5}
-_ROWS = 1024
+_ROWS = 256
 
 
 class NotCertified(Exception):
@@ -148,6 +148,12 @@ def energy_error(ritz: Ritz, end: End, rank: int, C: Float[Tensor, "c c"]) -> fl
     return max(0.0, sign * float(bound.sum() - energy) / energy)
 
 
+def long_side_energy(R: Float[Tensor, "k c"], theta: Float[Tensor, " c"], rank: int) -> float:
+    """What R adds to the relative energy of ``v = Y / sigma``: ``W v = sigma u + R / sigma``."""
+    R, theta = R[:, :rank], theta[:rank]
+    return float((R.square() / theta).sum() / theta.sum())
+
+
 def certify(
     ritz: Ritz,
     R: Float[Tensor, "k c"],
@@ -186,8 +192,8 @@ def certify(
     long = polish(Y / sigma.to(Y.dtype)) if long is None else long
     right = torch.linalg.matrix_norm((Y - long * sigma.to(Y.dtype)).double(), ord=2)
     left = torch.linalg.matrix_norm(R[:, :rank] / sigma, ord=2)
-    if wide and end == "bottom":  # V is the long side, W v = sigma u + R / sigma for its columns
-        energy += float((R[:, :rank] / sigma).square().sum() / ritz.theta[:rank].sum())
+    if wide and end == "bottom":
+        energy += long_side_energy(R, ritz.theta, rank)
     short, long, S = (x.float() if end == "top" else x.float().flip(-1) for x in (V, long, sigma))
     U, V = (short, long) if wide else (long, short)
     U, V = with_canonical_signs(U, V)

@@ -15,7 +15,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthora.linalg.certificate import GUARDS, Ritz, energy_error, middle, rayleigh_ritz, times
+from orthora.linalg.certificate import (
+    GUARDS,
+    Ritz,
+    energy_error,
+    long_side_energy,
+    middle,
+    polish,
+    rayleigh_ritz,
+    times,
+)
 
 Solve = Callable[[Tensor], Tensor]
 """An approximation of ``(A'A - shift)^-1`` on a block (k, c) of float64, in any precision."""
@@ -108,6 +117,32 @@ def refine_bottom(
         before = size
         now = _corrected(A, solve, ritz, shift)
     return dataclasses.replace(now, first=first)
+
+
+def mend_long_side(
+    A: Float[Tensor, "p k"], found: Refined, rank: int, limit: float
+) -> tuple[Float[Tensor, "k c"], Float[Tensor, "p r"] | None]:
+    """Long-side vectors better than ``Y / sigma``, where the rounding of Y would show in them.
+
+    The right vectors of a wide weight are ``v = Y / sigma``, and ``W v = sigma u + R / sigma``. The
+    rounding e of the product Y = A V, of the size of eps sigma_1, reaches R as ``A' e``, magnified
+    by sigma_1 / sigma. ``A D`` is the part of e in the range of A.
+
+    Args:
+        A: (p, k) tall.
+        found: pairs, residuals and corrections.
+        rank: r.
+        limit: on the energy error, a tenth of which is let pass.
+
+    Returns:
+        Residuals and long-side vectors as `certify` takes them; None for ``Y / sigma``.
+    """
+    ritz = found.ritz
+    if long_side_energy(found.R, ritz.theta, rank) <= 0.1 * limit:
+        return found.R, None
+    Y = ritz.Y - times(A, found.D.to(A.dtype)).to(ritz.Y.dtype)
+    R = dataclasses.replace(ritz, Y=Y).residual(A)
+    return R, polish(Y[:, :rank] / ritz.theta[:rank].sqrt().to(Y.dtype))
 
 
 def _corrected(A: Tensor, solve: Solve, ritz: Ritz, shift: float) -> Refined:

@@ -23,7 +23,7 @@ from orthora.linalg.certificate import (
     rayleigh_ritz,
     times,
 )
-from orthora.linalg.corrections import refine_bottom
+from orthora.linalg.corrections import Refined, mend_long_side, refine_bottom
 from orthora.linalg.gram import gram
 from orthora.linalg.precision import float32_products
 from orthora.types import End, Subspace
@@ -86,11 +86,18 @@ def end_of_spectrum(
     edge = float(found.values[0] if end == "bottom" else found.values[-rank])
     if not edge > noise:
         raise NotCertified(DROWNED)
-    part = _top if end == "top" else _bottom
-    ritz, R, energy = part(A, found, rank, noise)
+    long = None
+    if end == "top":
+        ritz, R, energy = _top(A, found, rank, noise)
+    else:
+        refined = _bottom(A, found, rank, noise)
+        ritz, R, energy = refined.ritz, refined.R, refined.energy(rank)
+        if wide:
+            R, long = mend_long_side(A, refined, rank, ENERGY[end])
     return certify(
         ritz,
         R,
+        long=long,
         end=end,
         rank=rank,
         wide=wide,
@@ -116,7 +123,7 @@ def _top(A: Tensor, found: Spectrum, rank: int, noise: float) -> tuple[Ritz, Ten
     return ritz, R, energy_error(ritz, "top", rank, R.mT @ R / margin)
 
 
-def _bottom(A: Tensor, found: Spectrum, rank: int, noise: float) -> tuple[Ritz, Tensor, float]:
+def _bottom(A: Tensor, found: Spectrum, rank: int, noise: float) -> Refined:
     """The same at the bottom, corrected with the decomposition as an approximate inverse."""
     Q, weights = found.vectors, found.values.clamp_min(noise).reciprocal()
 
@@ -124,5 +131,5 @@ def _bottom(A: Tensor, found: Spectrum, rank: int, noise: float) -> tuple[Ritz, 
         return Q @ (weights[:, None] * (Q.mT @ B.to(Q.dtype)))
 
     V = solve(Q[:, : rank + GUARDS])  # damps rounding that A V would magnify
-    refined = refine_bottom(A, solve, V, rank, shift=0.0, dtype=Q.dtype, limit=ENERGY["bottom"])
-    return refined.ritz, refined.R, refined.energy(rank)
+    limit = ENERGY["bottom"]
+    return refine_bottom(A, solve, V, rank, shift=0.0, dtype=Q.dtype, limit=limit)

@@ -27,7 +27,7 @@ from orthora.linalg.certificate import (
     times,
 )
 from orthora.linalg.cholesky import cholesky_
-from orthora.linalg.corrections import Solve, refine_bottom
+from orthora.linalg.corrections import Solve, mend_long_side, refine_bottom
 from orthora.linalg.lanczos import BLOCK, block_lanczos
 from orthora.linalg.precision import float32_products
 from orthora.linalg.principal import start_block
@@ -158,7 +158,8 @@ def bottom_of_gram(
     L, shift = _factorise(G, above_smallest)
 
     def solve(B: Tensor) -> Tensor:
-        return torch.cholesky_solve(B.to(L.dtype), L)
+        half = torch.linalg.solve_triangular(L, B.to(L.dtype), upper=False)
+        return torch.linalg.solve_triangular(L.mT, half, upper=True)  # cholesky_solve copies L
 
     V = _damped(solve, _largest_of(solve, edge.smallest, rank + GUARDS, rank, _GRAM_SINE))
     noise = gram_noise(G)
@@ -167,15 +168,17 @@ def bottom_of_gram(
     )
     if float(found.ritz.theta[0]) < _GRAM_FLOOR**2 * largest:
         raise NotCertified(DROWNED)
-    mu = prove_outside(G, found.ritz, "bottom", rank)
+    energy = found.energy(rank, prove_outside(G, found.ritz, "bottom", rank))
+    R, long = mend_long_side(A, found, rank, limit) if wide else (found.R, None)
     return certify(
         found.ritz,
-        found.R,
+        R,
+        long=long,
         end="bottom",
         rank=rank,
         wide=wide,
         sigma_1=largest**0.5,
-        energy=found.energy(rank, mu),
+        energy=energy,
         evidence="proved",
         path=GRAM_PATH,
         limit=limit,
