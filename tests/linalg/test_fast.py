@@ -1094,9 +1094,11 @@ def test_long_vectors_of_the_bottom_hold_the_energy_too(name):
 
 
 def test_rounding_of_a_small_side_does_not_cost_the_fast_path():
-    # sigma_1 is 200 times the edge: Y / sigma alone misses 100 times the energy, and is refused
-    W = weight("spiky", 256, 1536).bfloat16()
-    ours, true = bottom_subspace(W, 32), truth(W)
+    # sigma_1 is 330 times the smallest: Y / sigma alone would miss 2e-5 of the energy
+    U, S, V = torch.linalg.svd(weight("spiky", 256, 1536), full_matrices=False)
+    S[:8] *= 3
+    W = ((U * S) @ V).bfloat16()
+    ours, true = bottom_subspace(W, 16), truth(W)
     assert (ours.path, ours.replaced) == ("gram-eigh-float32", "")
     assert true.missed("bottom", ours.V) <= ours.energy_error + 1e-8
     X = W.double()
