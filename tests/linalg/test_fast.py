@@ -31,13 +31,14 @@ from orthora.linalg.certificate import (
     NotCertified,
     Ritz,
     energy_error,
+    long_side_energy,
     polish,
     prove_outside,
     rayleigh_ritz,
     times,
 )
 from orthora.linalg.cholesky import cholesky_
-from orthora.linalg.corrections import refine_bottom
+from orthora.linalg.corrections import mend_long_side, refine_bottom
 from orthora.linalg.gram import gram, holds_bf16, tall
 from orthora.linalg.lanczos import BLOCK, block_lanczos
 from orthora.linalg.precision import EXACT_IN_BF16, FLOAT32, float32_products
@@ -318,6 +319,36 @@ def test_corrections_mend_the_bottom_and_bound_what_is_left(tilt, shift):
     eye = torch.eye(8 + GUARDS)
     assert float((refined.ritz.V.mT @ refined.ritz.V - eye).abs().max()) <= 1e-12
     assert bool((refined.ritz.theta[:-1] <= refined.ritz.theta[1:]).all())
+
+
+def test_the_long_side_is_mended_of_the_rounding_of_its_product():
+    rank = 8
+    A = with_spectrum([100.0] * 4 + torch.linspace(3, 1, 296).tolist(), 500, 300).float()
+    true, H = truth(A), A.double().mT @ A.double()
+    V = true.V.flip(1)[:, : rank + GUARDS]
+    found = refine_bottom(
+        A,
+        lambda B: torch.linalg.solve(H, B),
+        V,
+        rank,
+        shift=0.0,
+        dtype=torch.float64,
+        limit=1e-6,
+    )
+    noise = 1e-5 * normal(500, rank + GUARDS, dtype=torch.float64)  # of the size of eps sigma_1
+    ritz = dataclasses.replace(found.ritz, Y=found.ritz.Y + noise)
+    R = ritz.residual(A, torch.float64)
+    D = torch.linalg.solve(H, R)
+    noisy = dataclasses.replace(found, ritz=ritz, R=R, D=D - ritz.V @ (ritz.V.mT @ D))
+    rounded = polish(ritz.Y[:, :rank] / ritz.theta[:rank].sqrt())
+    assert true.missed("bottom", rounded, left=True) >= 1e-6
+    R, mended = mend_long_side(A, noisy, rank, limit=1e-6)
+    assert true.missed("bottom", mended, left=True) <= 1e-8
+    sigma = ritz.theta[:rank].sqrt()
+    rest = A.double().mT @ mended.double() - ritz.V[:, :rank] * sigma
+    assert torch.allclose(rest * sigma, R[:, :rank], atol=1e-5)
+    assert long_side_energy(R, ritz.theta, rank) <= 1e-8
+    assert mend_long_side(A, found, rank, limit=1e-6)[1] is None  # nothing to mend
 
 
 def test_an_uncorrected_error_is_bounded_too():
@@ -1091,17 +1122,6 @@ def test_long_vectors_of_the_bottom_hold_the_energy_too(name):
         ours, true = bottom_subspace(W, rank), truth(W)
         noise = 1e-8 + true.rounding("bottom", rank)
         assert true.missed("bottom", ours.V) <= min(1e-6, ours.energy_error) + noise, rank
-
-
-def test_rounding_of_a_small_side_does_not_cost_the_fast_path():
-    # sigma_1 is 110 times the edge: Y / sigma alone would miss more energy than is allowed
-    W = weight("spiky", 512, 1536, seed=2).bfloat16()
-    ours, true = bottom_subspace(W, 32), truth(W)
-    assert (ours.path, ours.replaced) == ("gram-eigh-float32", "")
-    assert true.missed("bottom", ours.V) <= ours.energy_error + 1e-8
-    X = W.double()
-    rest = X.mT @ ours.U.double() - ours.V.double() * ours.S.double()
-    assert float(torch.linalg.matrix_norm(rest, ord=2) / true.S[0]) <= ours.residual + 1e-8
 
 
 @pytest.mark.parametrize("next_value", [0.0103, 0.012, 0.013])
