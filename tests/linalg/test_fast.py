@@ -1037,12 +1037,13 @@ def test_times_converts_by_rows(dtype):
     assert float((Y - A.double() @ X.double()).abs().max()) <= 50 * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize(("onednn", "avx512"), [(False, True), (True, False), (True, True)])
 @pytest.mark.parametrize("columns", [1, 24, 700])
-def test_products_have_float32_accuracy_in_every_layout(monkeypatch, onednn, columns):
+def test_products_have_float32_accuracy_in_every_layout(monkeypatch, onednn, avx512, columns):
     if onednn and not torch.backends.mkldnn.is_available():
         pytest.skip("PyTorch was built without oneDNN")
     monkeypatch.setattr(products, "_ONEDNN", onednn)
+    monkeypatch.setattr(products, "_AVX512", avx512)
     A, B = normal(1300, 900), normal(900, columns, seed=1)
     true = A.double() @ B.double()
     with float32_products():
