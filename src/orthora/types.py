@@ -65,8 +65,9 @@ class Subspace:
             ``"decomposition"``: all singular values were computed. ``"proved"``: a Cholesky
             factorisation shows that nothing outside lies beyond the group's edge. ``"probed"``
             (bottom of a square matrix): sixteen random directions show that nothing outside lies
-            below half of the group's edge, with failure probability 1e-8; directions between half
-            and the edge could be missed only where a singular value has more than sixteen copies.
+            below half of the group's edge, with failure probability 1e-8. Between half and the
+            edge block Lanczos has converged; it can miss only further copies of a singular value
+            that has a block of them, which is refused.
         replaced: the faster paths whose checks failed, with the reason; empty if none was tried.
     """
 

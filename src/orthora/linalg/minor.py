@@ -48,6 +48,7 @@ _INACCURATE = 0.1  # a first correction this large says that the factors are
 _GRAM_FLOOR = 4e-3  # sigma / sigma_1 under which the rounding of a float32 Gram matrix may count
 _LU_FLOOR = {torch.float32: 2e-7, torch.float64: 1e-11}  # sigma / sigma_1; below it: singular?
 _PROBE_RISK = 1e-8
+_CLUSTER = 1e-2  # spread of a block of singular values so near each other that more may be hidden
 _NORM_STEPS = 3
 
 
@@ -82,6 +83,7 @@ def bottom_of_square(A: Float[Tensor, "k k"], rank: int, *, wide: bool) -> Subsp
     smallest, sigma_1 = float(found.ritz.theta[0].sqrt()), _norm_estimate(A)
     if smallest < _LU_FLOOR[A.dtype] * sigma_1:
         raise NotCertified(f"sigma_k = {smallest:.1e} is zero to {A.dtype}")
+    _refuse_clusters(found.ritz.theta)
     _probe(solve, found.ritz, rank)
     sigma = found.ritz.theta[:rank].sqrt()
     long = _left_vectors(half, found.ritz.V[:, :rank])
@@ -247,6 +249,17 @@ def _largest_of(inverse: Solve, start: Tensor, wanted: int, group: int, sine: fl
         most=_STEPS,
         least=math.ceil(1.5 * group / start.shape[1]),
     ).vectors
+
+
+def _refuse_clusters(theta: Tensor) -> None:
+    """Refuse if a whole block of values is nearly equal: a Krylov basis holds no further copy.
+
+    What it then holds instead may lie anywhere, and the probe would not see the copy.
+    """
+    values = theta.sqrt()
+    last = BLOCK - 1
+    if values.numel() > BLOCK and bool((values[last:] < (1 + _CLUSTER) * values[:-last]).any()):
+        raise NotCertified(f"{BLOCK} nearly equal singular values may hide another")
 
 
 def _probe(solve: Solve, ritz: Ritz, rank: int) -> None:

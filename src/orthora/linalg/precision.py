@@ -26,13 +26,15 @@ class _Rooms:
     """A lock that any number of threads may hold together, as long as they want the same mode.
 
     Who waits for the other mode comes next: newcomers to the open room then wait as well, but for
-    those that are inside already.
+    those that are inside already. When a room opens, all that wait for it get a pass at once, or
+    threads would follow each other one by one while both rooms are wanted.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._outer = (_CPU.fp32_precision, _GPU.fp32_precision)
         self._inside = 0
+        self._passes = 0
         self._mode = FLOAT32
         self._waiting = {FLOAT32: 0, EXACT_IN_BF16: 0}
         self._mine = threading.local()
@@ -41,9 +43,25 @@ class _Rooms:
         if nested:
             return True
         others = sum(count for name, count in self._waiting.items() if name != mode)
-        if self._inside == 0:
+        if self._inside == self._passes == 0:
             return others == 0 or self._mode != mode  # the room that was open last lets the other
-        return self._mode == mode and others == 0
+        return self._mode == mode and (self._passes > 0 or others == 0)
+
+    def _wait(self, mode: str, *, nested: bool) -> None:
+        """Until this thread may enter; whoever opens the room hands out the passes."""
+        self._waiting[mode] += 1
+        came = False
+        try:
+            self._changed.wait_for(lambda: self._may_enter(mode, nested))
+            came = True
+        finally:
+            self._waiting[mode] -= 1
+            if came and self._inside == self._passes == 0:
+                self._mode, self._passes = mode, self._waiting[mode]
+            elif came and not nested and self._passes:
+                self._passes -= 1
+            self._passes = min(self._passes, self._waiting[self._mode])  # one that does not come
+            self._changed.notify_all()
 
     @contextlib.contextmanager
     def enter(self, mode: str) -> Iterator[None]:
@@ -51,17 +69,10 @@ class _Rooms:
         with self._changed:
             if depth and self._mode != mode:
                 raise RuntimeError("a thread can't be in both rooms")
-            self._waiting[mode] += 1
-            try:
-                self._changed.wait_for(lambda: self._may_enter(mode, depth > 0))
-            finally:
-                self._waiting[mode] -= 1
-                self._changed.notify_all()  # who waited for us, should we not come
+            self._wait(mode, nested=depth > 0)
             if self._inside == 0:
                 self._outer = (_CPU.fp32_precision, _GPU.fp32_precision)
                 _CPU.fp32_precision, _GPU.fp32_precision = mode, FLOAT32
-                self._mode = mode
-                self._changed.notify_all()  # others of this mode may follow
             self._inside += 1
         self._mine.depth = depth + 1
         try:
