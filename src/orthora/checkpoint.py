@@ -174,7 +174,13 @@ def _locate(model: str) -> Path:
     from huggingface_hub import snapshot_download  # here: local folders don't need its second
 
     try:
-        return Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json"]))
+        return Path(
+            snapshot_download(
+                model,
+                allow_patterns=["*.safetensors", "*.json"],
+                ignore_patterns=["*/*", "consolidated*"],  # other formats of the same weights
+            )
+        )
     except (OSError, ValueError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"no model folder {model!r}, nor can the hub give it: {line}") from error

@@ -281,6 +281,13 @@ def test_a_modules_start_depends_on_no_other_module(method):
             assert torch.equal(B, everything[name][1])
 
 
+@pytest.mark.parametrize("name", ["q_proj", "self_attn.q_proj", "layers.1.self_attn.q_proj"])
+def test_one_name_may_come_without_a_list(name):
+    alone, listed = (adapt(make_model("qwen2"), target_modules=t) for t in (name, [name]))
+    assert adapted_layers(alone).keys() == adapted_layers(listed).keys() != set()
+    assert equal(snapshot(alone), snapshot(listed))
+
+
 @pytest.mark.parametrize("method", NAMES)
 def test_the_seed_changes_the_random_methods_and_no_other(method):
     first, again, other = (

@@ -239,6 +239,15 @@ def test_training_goes_on_from_the_folder_in_plain_peft(run):
         assert torch.equal(logits(loaded), run.base.logits)
 
 
+@pytest.mark.parametrize(("kind", "dtype", "warned"), [("mixtral", BF16, 1), ("mixtral", F32, 0)])
+def test_experts_in_a_base_of_low_precision_are_warned_of(kind, dtype, warned, saved, tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        init(saved(kind, dtype), out=tmp_path / "experts")
+        init(saved(kind, dtype), out=tmp_path / "attention", target_modules=["q_proj"])
+    assert sum("updates of fused experts" in str(one.message) for one in caught) == warned
+
+
 @pytest.mark.parametrize("kind", MOE)
 @pytest.mark.parametrize("method", ["rlpo", "rlmo", "lora"])
 @pytest.mark.parametrize("targets", [["experts"], ["down_proj"], ["gate_up_proj"], "all-linear"])

@@ -304,13 +304,11 @@ def test_other_settings_are_refused_by_name_and_the_remains_stay(
 def changed_config(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 3.0}))
-    return "checkpoint"
 
 
 def changed_header(folder):
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, "extra": torch.zeros(2)}, folder / "model.safetensors")
-    return "checkpoint"
 
 
 def changed_values(folder):
@@ -319,15 +317,14 @@ def changed_values(folder):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    return "modified"
 
 
 @pytest.mark.parametrize("change", [changed_config, changed_header, changed_values])
 def test_another_checkpoint_is_refused(change, tmp_path):
     folder = save_model("qwen2", tmp_path / "model", torch.bfloat16)
     interrupt(folder, out=tmp_path / "out", count=3)
-    key = change(folder)
-    with pytest.raises(ValueError, match=rf"begun otherwise \(.*{key} '"):
+    change(folder)
+    with pytest.raises(ValueError, match="before the checkpoint's files were written again"):
         init(folder, out=tmp_path / "out")
     assert len((hidden(tmp_path / "out") / "journal.jsonl").read_text().splitlines()) == 3
 

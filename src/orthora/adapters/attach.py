@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
 from orthora.adapters import starts
-from orthora.adapters.checks import adapted_layers, refuse_unfit, verify
+from orthora.adapters.checks import adapted_layers, refuse_unfit, rounded_experts, verify
 from orthora.adapters.given import take_start
 from orthora.adapters.slots import Slot
 from orthora.adapters.starts import How, Start
@@ -120,7 +120,9 @@ def adapt(
     except BaseException:
         unwrap(model, trained_before)
         raise
-    _warn_of_rounded_experts(slots)
+    low = [slot for slot in slots if slot.expert is not None and slot.weight().element_size() < 4]
+    if low:
+        warnings.warn(rounded_experts(low[0].weight().dtype), stacklevel=2)
     targets = target_modules if isinstance(target_modules, str) else tuple(target_modules)
     names = tuple(slot.name for slot in slots)
     how = AdapterRecord(record.name, rank, alpha, targets, seed, names)
@@ -180,15 +182,3 @@ def _load(slot: Slot) -> Tensor:
 
 def _compute(how: How, W: Tensor, slot: Slot) -> Start:
     return starts.compute(W, slot.name, slot.rank, how)
-
-
-def _warn_of_rounded_experts(slots: list[Slot]) -> None:
-    """PEFT adds expert updates to the base weight in its dtype, where small ones are lost."""
-    low = [slot for slot in slots if slot.expert is not None and slot.weight().element_size() < 4]
-    if low:
-        warnings.warn(
-            f"PEFT adds the updates of fused experts to the base weight in {low[0].weight().dtype} "
-            "at every forward pass, where small ones are rounded off; load the base in float32, or "
-            "leave the experts out",
-            stacklevel=3,
-        )

@@ -199,3 +199,11 @@ def linear_names(model: nn.Module) -> str:
     """Last parts of the names of the linear modules, for messages."""
     names = {name.split(".")[-1] for name, module in model.named_modules() if is_linear(module)}
     return ", ".join(sorted(names))
+
+
+def rounded_experts(dtype: object) -> str:
+    """A warning: PEFT adds expert updates to the base weight in its dtype."""
+    return (
+        f"PEFT adds the updates of fused experts to the base weight in {dtype} at every forward "
+        "pass, where small ones are rounded off; load the base in float32, or leave the experts out"
+    )

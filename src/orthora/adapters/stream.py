@@ -7,6 +7,7 @@ where it stopped.
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from orthora import __version__
 from orthora.adapters import starts
+from orthora.adapters.checks import rounded_experts
 from orthora.adapters.export import RECORD_NAME
 from orthora.adapters.model import STATE_NAME, has_anchor, plain_config
 from orthora.adapters.slots import Slot
@@ -130,6 +132,7 @@ def init_adapter(
         },
     )
     how = How(record.name, alpha / rank, seed)
+    job.warn()
     with Unfinished(Path(out), job.plan(device), job.layout.files) as unfinished:
         resumed = len(unfinished.done)
         left = [source for source in job.sources if source.slot.name not in unfinished.done]
@@ -180,6 +183,12 @@ class _Job:
             "orthora": __version__,
             "torch": torch.__version__,
         }
+
+    def warn(self) -> None:
+        """Of experts in a base of low precision, which is how the checkpoint would be loaded."""
+        experts = [source for source in self.sources if source.slot.expert is not None]
+        if experts and self.checkpoint.tensors[experts[0].tensors[0]].dtype in ("BF16", "F16"):
+            warnings.warn(rounded_experts("the checkpoint's dtype"), stacklevel=3)
 
     def papers(
         self, model: str, device: str, seconds: float, modules: dict[str, Any]

@@ -91,6 +91,11 @@ class Unfinished:
         before = json.loads((self.folder / _PLAN).read_text())
         now = json.loads(json.dumps(dict(plan)))
         odd = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if odd and set(odd) <= {"checkpoint", "modified"}:
+            raise ValueError(
+                f"{self.folder} holds a start that was begun before the checkpoint's files were "
+                "written again; remove the folder to start anew"
+            )
         if odd:
             pairs = [f"{key} {before.get(key)!r} then, {now.get(key)!r} now" for key in odd]
             shown = ", ".join(pairs)

@@ -84,8 +84,9 @@ def wrap(
 
 
 def as_names(targets: Targets) -> Targets:
-    """A bare name as a list: a string would be a pattern of whole names, and match nothing."""
-    return [targets] if isinstance(targets, str) and targets.isidentifier() else targets
+    """A plain name as a list: a string would be a pattern of whole names, and match nothing."""
+    plain = isinstance(targets, str) and re.fullmatch(r"\w+(\.\w+)*", targets)
+    return [targets] if plain else targets
 
 
 def unwrap(model: PreTrainedModel, trained: dict[str, bool]) -> None:
