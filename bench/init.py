@@ -1,16 +1,19 @@
 """Benchmark of adapter starts: ``make bench-init``.
 
-Prints tables, writes them as JSON, and renders README's table from that file. Speed is a ratio to
-the better full SVD, measured in the same run: contenders alternate, process CPU time, medians.
+Prints tables, writes them as JSON, one file per kind of CPU, and renders README's tables from these
+files. Speed is a ratio to the better full SVD, measured in the same run: contenders alternate,
+process CPU time, medians.
 
     python bench/init.py [--quick] [--only matrices model scaling gpu] [--json FILE]
-    python bench/init.py --readme README.md     # render README's table from the JSON
+    python bench/init.py --readme README.md     # render README's tables from the JSON files
 """
 
 import argparse
 import json
 import os
 import platform
+import re
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "init.json"
+RESULTS = HERE / "results"
 BEGIN, END = "<!-- bench-init -->", "<!-- /bench-init -->"
 Row = dict[str, Any]
 
@@ -38,12 +41,13 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--sizes", nargs="+", choices=("1.5B", "7B"), help="of single matrices")
     parser.add_argument("--ranks", nargs="+", type=int, default=[16, 32, 64])
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where the numbers go")
+    default = RESULTS / f"{slug(cpu_name())}.json"
+    parser.add_argument("--json", type=Path, default=default, help="where the numbers go")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench"), help="of checkpoints")
-    parser.add_argument("--readme", type=Path, help="render its table from the JSON and stop")
+    parser.add_argument("--readme", type=Path, help="render its tables from all results and stop")
     options = parser.parse_args()
     if options.readme:
-        return render_into(options.readme, json.loads(options.json.read_text()))
+        return render_into(options.readme)
     found = json.loads(options.json.read_text()) if options.json.is_file() else {}
     for name in options.only:
         found[name] = {"machine": machine(), "rows": SECTIONS[name](options)}
@@ -78,14 +82,32 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "blas": "mkl" if torch.backends.mkl.is_available() else "other",
         "python": platform.python_version(),
+        "commit": commit(),
     }
+
+
+def commit() -> str | None:
+    """Short hash of this checkout, with a mark if it was changed."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
-    family = next((line.split(":")[1].strip() for line in lines if "cpu family" in line), "?")
-    return f"{name} (family {family})"
+    family, model = (
+        next((line.split(":")[1].strip() for line in lines if line.startswith(key)), "?")
+        for key in ("cpu family", "model\t")
+    )
+    return f"{name} (family {family}, model {model})"
 
 
 def bf16_units() -> str:
@@ -116,31 +138,51 @@ def text(value: Any) -> str:
     return str(value)
 
 
-def render_into(readme: Path, found: dict[str, Any]) -> int:
-    """Replace what stands between the marks in a README by the table of these results."""
+def render_into(readme: Path) -> int:
+    """Replace what stands between the marks in a README by the tables of all results."""
     before, rest = readme.read_text().split(BEGIN)
     _, after = rest.split(END)
-    readme.write_text(f"{before}{BEGIN}\n{markdown(found)}\n{END}{after}")
+    readme.write_text(f"{before}{BEGIN}\n{markdown(all_results())}\n{END}{after}")
     return 0
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """README's tables: single matrices at r = 32, and the whole model."""
+def all_results() -> list[dict[str, Any]]:
+    """Every file of results, the newest first."""
+    found = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
+    return sorted(found, key=lambda one: one["matrices"]["machine"]["time"], reverse=True)
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """README's tables for each machine: single matrices at r = 32, and the whole model."""
+    return "\n\n".join("\n".join([where(one), "", *tables(one)]) for one in results)
+
+
+def where(found: dict[str, Any]) -> str:
+    machine = found["matrices"]["machine"]
+    return (
+        f"**{machine['cpu']}**, {machine['cores']} cores, bfloat16 units: {machine['bf16_units']}; "
+        f"torch {machine['torch']}, {machine['time'][:10]}:"
+    )
+
+
+def tables(found: dict[str, Any]) -> list[str]:
     rows = [row for row in found["matrices"]["rows"] if row["threads"] == 1]
     of = {(row["case"], *row["shape"], row["end"]): row for row in rows if is_ours(row)}
     shapes = list(dict.fromkeys(key[1:3] for key in of))
     lines = [
-        "| weight (out x in) | top: llm, mp, spiky | bottom: llm, mp, spiky | worst energy error |",
-        "| --- | --- | --- | --- |",
+        "| weight (out x in) | top: llm, mp, spiky | bottom: llm, mp, spiky | energy error "
+        "| times the floor |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for shape in shapes:
-        cells = []
-        for end in ("top", "bottom"):
-            ratios = [of[kind, *shape, end]["ratio"] for kind in ("llm", "mp", "spiky")]
-            cells.append(", ".join(f"{ratio:.1f}" for ratio in ratios))
-        errors = {end: max(of[k, *shape, end]["energy_error"] for k in KINDS) for end in ENDS}
-        worst = " / ".join(f"{max(errors[end], 0.0):.0e}" for end in ENDS)
-        lines.append(f"| {shape[0]} x {shape[1]} | {cells[0]} | {cells[1]} | {worst} |")
+        these = {end: [of[kind, *shape, end] for kind in KINDS] for end in ENDS}
+        ratios = [", ".join(f"{row['ratio']:.1f}" for row in these[end]) for end in ENDS]
+        errors = [max(max(row["energy_error"], 0.0) for row in these[end]) for end in ENDS]
+        floors = [max(row["floors"] for row in these[end]) for end in ENDS]
+        lines.append(
+            f"| {shape[0]} x {shape[1]} | {ratios[0]} | {ratios[1]} "
+            f"| {errors[0]:.0e} / {errors[1]:.0e} | {floors[0]:.1f} / {floors[1]:.1f} |"
+        )
     lines += ["", "| whole 1.5B checkpoint, r = 16 | wall | peak memory | times faster |"]
     lines += ["| --- | --- | --- | --- |"]
     for row in found["model"]["rows"]:
@@ -148,13 +190,7 @@ def markdown(found: dict[str, Any]) -> str:
             f"| {row['method']} | {row['wall_s']:.1f} s | {row['peak_mb'] / 1024:.2f} GB | "
             f"{row['ratio']:.1f} |"
         )
-    where = found["matrices"]["machine"]
-    lines += [
-        "",
-        f"Measured {where['time'][:10]} on {where['cores']} cores of {where['cpu']}, bfloat16 "
-        f"units: {where['bf16_units']}, torch {where['torch']}.",
-    ]
-    return "\n".join(lines)
+    return lines
 
 
 KINDS, ENDS = ("llm", "mp", "spiky"), ("top", "bottom")
