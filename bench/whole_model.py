@@ -1,11 +1,12 @@
 """A whole checkpoint: ``orthora init`` against loading the model and PEFT's own starts."""
 
+import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -41,27 +42,35 @@ def commands(model: Path, out: Path, rank: int) -> dict[str, list[str]]:
     }
 
 
+_MEASURE = """
+import json, os, subprocess, sys, time
+begun = time.perf_counter()
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(child.pid, 0)
+print(json.dumps({
+    "wall_s": time.perf_counter() - begun,
+    "cpu_s": usage.ru_utime + usage.ru_stime,
+    "peak_mb": usage.ru_maxrss / 1024,
+}))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def run_one(command: list[str]) -> dict[str, float]:
-    """Wall and CPU seconds and peak resident MB of a process."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    begun = time.perf_counter()
-    with tempfile.TemporaryFile() as log:
-        pid = os.posix_spawnp(
-            command[0],
-            command,
-            environment,
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
-                (os.POSIX_SPAWN_DUP2, log.fileno(), 2),
-            ],
-        )
-        _, status, usage = os.wait4(pid, 0)
-        wall = time.perf_counter() - begun
-        if status:
-            log.seek(0)
-            raise RuntimeError(f"{' '.join(command[:5])} failed:\n{log.read().decode()[-2000:]}")
-    peak = usage.ru_maxrss / 1024
-    return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": peak}
+    """Wall and CPU seconds and peak resident MB of a process.
+
+    A small process between this one and it: a child's peak begins with its parent's memory.
+    """
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _MEASURE, *command],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[:5])} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout)
 
 
 def run(folder: Path, *, quick: bool, rank: int = 16) -> list[dict[str, Any]]:
