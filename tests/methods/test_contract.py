@@ -17,7 +17,7 @@ SCALES = [0.5, 1.0, 2.0]
 SHAPES = {"tall": (40, 24), "wide": (24, 40), "square": (32, 32)}
 WEIGHTS = [*SHAPES, "rank-deficient"]
 
-every_method = pytest.mark.parametrize("name", orthora.methods())
+every_method = pytest.mark.parametrize("name", orthora.methods("initialisation"))
 every_scale = pytest.mark.parametrize("scale", SCALES)
 every_weight = pytest.mark.parametrize("kind", WEIGHTS)
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -101,7 +101,10 @@ def test_the_seed_matters_exactly_where_randomness_is_consumed(name):
 
 
 def test_some_methods_are_random_and_some_are_not():
-    assert {consumes_randomness(name) for name in orthora.methods()} == {True, False}
+    assert {consumes_randomness(name) for name in orthora.methods("initialisation")} == {
+        True,
+        False,
+    }
 
 
 @every_method
@@ -158,11 +161,11 @@ def test_aliases_case_and_underscores_do_not_matter(name):
     for key in (name, *record.aliases):
         assert get(key) is record
         assert get(key.upper().replace("-", "_")) is record
-        assert key == name or key not in orthora.methods()
+        assert key == name or key not in orthora.methods("initialisation")
 
 
 def test_names_are_sorted_and_unique():
-    names = orthora.methods()
+    names = orthora.methods("initialisation")
     assert names == sorted(set(names))
 
 
@@ -172,7 +175,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_and_the_whole_list(typo, me
         ValueError, match=rf"unknown method '{typo}'. Did you mean '{meant}'\?"
     ) as e:
         initialize(weight("tall"), typo, RANK)
-    assert all(name in str(e.value) for name in orthora.methods())
+    assert all(name in str(e.value) for name in orthora.methods("initialisation"))
 
 
 def test_a_name_like_no_other_gets_the_list_without_a_guess():
@@ -335,7 +338,7 @@ def test_lora_gaussian_has_variance_one_over_n(shape):
 
 def test_bfloat16_weights_start_where_their_float32_values_do():
     W = weight("tall", torch.bfloat16)
-    for name in orthora.methods():
+    for name in orthora.methods("initialisation"):
         low, high = initialize(W, name, RANK), initialize(W.float(), name, RANK)
         assert torch.equal(low.A, high.A), name
         assert torch.equal(low.B, high.B), name

@@ -101,7 +101,7 @@ def close(X: Tensor, Y: Tensor, rel: float = 1e-10) -> bool:
     return frobenius(X - Y) <= rel * max(frobenius(X), frobenius(Y))
 
 
-@pytest.mark.parametrize("name", orthora.methods())
+@pytest.mark.parametrize("name", orthora.methods("initialisation"))
 @pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
 def test_lemma_a1_gradients_through_the_factors(name, scale):
     for seed in range(3):
@@ -119,7 +119,9 @@ def test_lemma_a1_gradients_through_the_factors(name, scale):
         )  # the anchor leaves the function, hence its gradient, as it was
 
 
-@pytest.mark.parametrize("name", [x for x in orthora.methods() if not get(x).anchored])
+@pytest.mark.parametrize(
+    "name", [x for x in orthora.methods("initialisation") if not get(x).anchored]
+)
 def test_without_an_anchor_the_first_step_moves_b_alone(name):
     W = gaussian(7, 5, seed=0)
     A, B = start(W, name, 3, 2.0)
@@ -212,7 +214,7 @@ def test_theorem_5_2_the_factor_of_singular_value_weighted_rows(seed, size):
         assert factor > 1.0
 
 
-@pytest.mark.parametrize("name", orthora.methods())
+@pytest.mark.parametrize("name", orthora.methods("initialisation"))
 @pytest.mark.parametrize("seed", range(3))
 def test_theorem_5_2_the_gap_to_full_fine_tuning_after_one_step(name, seed):
     W, eta = 2 * gaussian(8, 6, seed=seed), 0.05
@@ -226,7 +228,7 @@ def test_theorem_5_2_the_gap_to_full_fine_tuning_after_one_step(name, seed):
     assert frobenius(lora - full) <= eta * frobenius(G) * spectral(projection) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("name", orthora.methods())
+@pytest.mark.parametrize("name", orthora.methods("initialisation"))
 @pytest.mark.parametrize("seed", range(2))
 def test_theorem_5_2_over_small_steps_the_gap_grows_by_at_most_the_factor(name, seed):
     W, eta, count = 2 * gaussian(8, 6, seed=seed), 1e-3, 50
@@ -252,7 +254,7 @@ def test_proposition_5_3_the_first_update_is_bounded_by_the_rows(seed, m, n, sca
     rank = data.draw(st.integers(1, min(m, n)))
     W, G = 3 * gaussian(m, n, seed=seed), gaussian(m, n, seed=seed + 1)
     full = eta * frobenius(G)
-    for name in orthora.methods():
+    for name in orthora.methods("initialisation"):
         if get(name).anchored:
             continue
         A, B = start(W, name, rank, scale, seed=seed)

@@ -1,7 +1,6 @@
 """The registry of initialisations: one pure function of a weight matrix per method."""
 
 import difflib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -10,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orthora.linalg import check_matrix, check_rank, check_weight
 from orthora.types import Factors
 
 
@@ -81,8 +79,13 @@ def names() -> list[str]:
     return sorted(_METHODS)
 
 
+def known() -> list[str]:
+    """Canonical names and aliases of all initialisations."""
+    return [*_METHODS, *_ALIASES]
+
+
 def get(name: str) -> Method:
-    """The method called ``name`` or aliased so; case and underscores don't matter.
+    """The initialisation called ``name`` or aliased so; case and underscores don't matter.
 
     Raises:
         ValueError: if there is none, with the nearest name and the whole list.
@@ -91,57 +94,9 @@ def get(name: str) -> Method:
     key = _ALIASES.get(key, key)
     if key in _METHODS:
         return _METHODS[key]
-    near = difflib.get_close_matches(key, [*_METHODS, *_ALIASES], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key, known(), n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown method {name!r}.{hint} Available: {', '.join(names())}")
-
-
-def markdown() -> str:
-    """The registry as README's table."""
-    lines = ["| name | start | anchored | reference |", "| --- | --- | --- | --- |"]
-    for name in names():
-        record = _METHODS[name]
-        alias = f" ({', '.join(f'`{a}`' for a in record.aliases)})" if record.aliases else ""
-        anchored = "yes" if record.anchored else "no"
-        lines.append(f"| `{name}`{alias} | {record.claim} | {anchored} | {record.reference} |")
-    return "\n".join(lines)
-
-
-def initialize(
-    W: Float[Tensor, "m n"], method: str, rank: int, *, scale: float = 2.0, seed: int = 0
-) -> Factors:
-    """Starting factors of ``method`` for one weight matrix.
-
-    Args:
-        W: (m, n) weight as ``y = W x`` applies it (transpose a GPT-2 ``Conv1D`` weight first).
-        method: a name or alias of `orthora.methods()`.
-        rank: r, 1 to min(m, n).
-        scale: s = alpha / r with which the layer will multiply B A; must be positive.
-        seed: of the random methods; the others ignore it.
-
-    Returns:
-        Factors A (r, n) and B (m, r), float32, on the device of ``W``. B is zeros unless the method
-        is anchored.
-
-    Raises:
-        ValueError: unknown method, unfit rank, NaN or Inf in ``W``, or a scale not above 0.
-    """
-    record = get(method)
-    if record.spectral:
-        check_matrix(W)  # its values are checked on the way to their subspaces
-    else:
-        check_weight(W)
-    check_rank(rank, (W.shape[0], W.shape[1]))
-    if not 0.0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite (alpha / rank), got {scale!r}")
-    if W.dtype == torch.float64 and float(W.abs().max()) > torch.finfo(torch.float32).max:
-        raise ValueError("the weight exceeds the range of float32, in which factors are kept")
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    with torch.no_grad():
-        A, B = record.init(W, rank, scale=scale, generator=generator)
-    return Factors(
-        A.to(W.device, torch.float32).contiguous(), B.to(W.device, torch.float32).contiguous()
-    )
 
 
 def zeros_like_output(W: Float[Tensor, "m n"], rank: int) -> Float[Tensor, "m r"]:
