@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from orthora.config import TrainConfig as TrainConfig
     from orthora.evaluate import EvalResult as EvalResult
     from orthora.evaluate import evaluate as evaluate
+    from orthora.exports import export_merged as export_merged
+    from orthora.exports import export_residual as export_residual
     from orthora.linalg import both_subspaces as both_subspaces
     from orthora.linalg import bottom_subspace as bottom_subspace
     from orthora.linalg import top_subspace as top_subspace
@@ -34,6 +36,8 @@ _HOME = {
     "adapt": "adapters",
     "export_plain": "adapters",
     "init_adapter": "adapters",
+    "export_merged": "exports",
+    "export_residual": "exports",
     "EvalConfig": "config",
     "TrainConfig": "config",
     "EvalResult": "evaluate",
@@ -62,7 +66,9 @@ __all__ = [
     "both_subspaces",
     "bottom_subspace",
     "evaluate",
+    "export_merged",
     "export_plain",
+    "export_residual",
     "init_adapter",
     "initialize",
     "math_verdict",

@@ -17,7 +17,7 @@ from orthora.adapters import AnchoredLinear, adapted_layers, weight_of
 from orthora.adapters.starts import module_seed
 
 RANK, ALPHA, SEED = 4, 6.0, 3
-NAMES = orthora.methods()
+NAMES = orthora.methods("initialisation")
 ANCHORED = [name for name in NAMES if methods.get(name).anchored]
 RANDOM = {"lora", "lora-gaussian"}
 FAMILIES = ["qwen2", "llama", "gpt2"]

@@ -14,7 +14,7 @@ from orthora.adapters import AnchoredLinear, adapted_layers
 from orthora.adapters import model as anchored_model
 
 RANK, ALPHA, SEED = 4, 6.0, 3
-NAMES = orthora.methods()
+NAMES = orthora.methods("initialisation")
 ANCHORED = [name for name in NAMES if methods.get(name).anchored]
 FACTORS = ("lora_A", "lora_B", "anchor_A", "anchor_B")
 FILES = {"adapter_config.json", "adapter_model.safetensors"}
@@ -146,6 +146,7 @@ def test_an_export_holds_safetensors_config_and_record_only(run):
         "target_modules": "all-linear",
         "seed": SEED,
         "modules": list(adapted_layers(run.model)),
+        "overrides": "",
     }
     assert not list(run.saved.rglob("*.bin"))
 

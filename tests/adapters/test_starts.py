@@ -17,7 +17,7 @@ from orthora.linalg import full
 from orthora.linalg.precision import float32_products
 from orthora.methods import registry
 
-NAMES = orthora.methods()
+NAMES = orthora.methods("initialisation")
 SPECTRAL = [name for name in NAMES if registry.get(name).spectral]
 RANK = 4
 SHAPES = [(160, 200), (200, 160), (160, 160), (96, 64)]  # on both sides of the exact path's 128

@@ -28,7 +28,7 @@ from orthora.adapters.starts import module_seed
 from orthora.methods import registry
 
 RANK, ALPHA, SEED = 4, 6.0, 3
-NAMES = orthora.methods()
+NAMES = orthora.methods("initialisation")
 ANCHORED = [name for name in NAMES if registry.get(name).anchored]
 PLAIN = [name for name in NAMES if name not in ANCHORED]
 SPECTRAL = [name for name in NAMES if registry.get(name).spectral]

@@ -14,11 +14,15 @@ import orthora
 from orthora import methods
 from orthora.adapters import adapted_layers
 from orthora.config import TrainConfig
-from orthora.train.rlvr import grpo_config
+from orthora.train.loading import Parts
+from orthora.train.rewards import Judged
+from orthora.train.rollouts import Stream
 from orthora.train.trainer import RLVRTrainer
+from orthora.train.world import World
+from orthora.types import Problem
 
 RANK, ALPHA, SEED = 4, 6.0, 3
-ANCHORED = [name for name in orthora.methods() if methods.get(name).anchored]
+ANCHORED = [name for name in orthora.methods("initialisation") if methods.get(name).anchored]
 UPDATES = 2  # optimizer updates on each rollout
 FACTORS = ("lora_A", "lora_B", "anchor_A", "anchor_B")
 PROMPTS = ["1+2=", "3+4=", "5+6=", "7+8=", "9-1=", "8-3=", "7-5=", "6-2="]
@@ -35,8 +39,13 @@ def token_sum(completion_ids, **_):
     return [float(sum(ids) % 7) for ids in completion_ids]
 
 
-def orthora_settings(folder, learning_rate, beta, **changes):
-    """The run as `orthora.train` would tell it to TRL."""
+def length_judge(response, answer):
+    """The same for orthora: text in, score out."""
+    return Judged(float(sum(map(ord, response)) % 7), False)
+
+
+def orthora_trainer(model, folder, learning_rate, beta, on_step, **changes):
+    """The run as `orthora.train` would set it up."""
     config = TrainConfig(
         model="unused",
         out="unused",
@@ -56,7 +65,11 @@ def orthora_settings(folder, learning_rate, beta, **changes):
         device="cpu",
         **changes,
     )
-    return grpo_config(config, Path(folder), "cpu")
+    problems = [Problem(p, p[0], p) for p in PROMPTS]
+    words = tokenizer()
+    stream = Stream(problems, [words(p)["input_ids"] for p in PROMPTS], SEED)
+    parts = Parts(words, model, problems, stream, [], 0, length_judge)
+    return RLVRTrainer(config, parts, World(), Path(folder), on_step)
 
 
 def stock_settings(folder, learning_rate, beta, **changes):
@@ -99,20 +112,19 @@ def run_of(trainer, beta, model, learning_rate, folder, resume=None, **changes):
     """Two rollouts with two updates each, saved after each rollout."""
     seen = SimpleNamespace(kind=trainer, beta=beta, model=model, folder=folder, rows=[])
     seen.start, watch = snapshot(model), Watch()
-    common = {
-        "model": model,
-        "reward_funcs": [token_sum],
-        "train_dataset": DATA,
-        "processing_class": tokenizer(),
-        "callbacks": [watch],
-    }
     if trainer == "orthora":
-        args = orthora_settings(folder, learning_rate, beta, **changes)
-        on_step = seen.rows.append
-        seen.trainer = RLVRTrainer(args=args, updates_per_step=UPDATES, on_step=on_step, **common)
+        add = seen.rows.append
+        seen.trainer = orthora_trainer(model, folder, learning_rate, beta, add, **changes)
+        seen.trainer.add_callback(watch)
     else:
-        args = stock_settings(folder, learning_rate, beta, **changes)
-        seen.trainer = GRPOTrainer(args=args, **common)
+        seen.trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=[token_sum],
+            args=stock_settings(folder, learning_rate, beta, **changes),
+            train_dataset=DATA,
+            processing_class=tokenizer(),
+            callbacks=[watch],
+        )
     watch.trainer = seen.trainer
     seen.trainer.train(resume_from_checkpoint=resume)
     seen.kl, seen.saved = watch.kl, watch.saved
@@ -171,7 +183,8 @@ def test_at_learning_rate_0_the_model_stays_the_base_bit_by_bit(still):
 
 
 def test_at_learning_rate_0_every_measured_kl_is_0(still):
-    assert bool(still.kl) == (still.beta > 0)
+    assert bool(still.kl) == (still.beta > 0 and still.kind == "trl")
+    assert bool(still.rows) == (still.kind == "orthora")
     assert all(abs(value) <= 1e-6 for value in still.kl)
     for row in still.rows:
         assert all(abs(row[key]) <= 1e-6 for key in row if key.startswith("kl_"))
@@ -186,7 +199,7 @@ def test_real_updates_move_the_function_and_the_kl_shows_it(moved):
     # Of the policy that sampled to the base: at the first rollout they are the same.
     assert [row["kl_base_k3"] > 1e-8 for row in moved.rows] in ([], [False, True])
     assert [value > 1e-8 for value in moved.kl] == [False, True, True, True][: len(moved.kl)]
-    assert bool(moved.kl) == (moved.beta > 0)
+    assert bool(moved.kl) == (moved.beta > 0 and moved.kind == "trl")
 
 
 def test_exactly_the_factors_of_default_change(moved):
@@ -217,12 +230,14 @@ def test_disabled_adapters_are_the_base_after_training(moved):
 
 
 def test_the_reference_adapter_of_trl_is_the_start_and_computes_the_base(moved):
-    assert ("ref" in moved.model.peft_config) == (moved.beta > 0)
+    """Stock TRL copies the start as its reference; orthora's trainer needs no copy."""
+    copied = moved.beta > 0 and moved.kind == "trl"
+    assert ("ref" in moved.model.peft_config) == copied
     for name in pick(moved.start, *FACTORS):
         copy = moved.end.get(name.replace(".default.", ".ref."))
-        assert (copy is not None) == (moved.beta > 0)
+        assert (copy is not None) == copied
         assert copy is None or torch.equal(copy, moved.start[name])
-    if moved.beta > 0:
+    if copied:
         active = moved.model.active_adapter
         try:
             moved.model.set_adapter("ref")
@@ -236,7 +251,7 @@ def test_save_model_writes_what_plain_peft_loads_as_the_trained_function(moved, 
     moved.trainer.save_model(str(tmp_path))
     loaded = PeftModel.from_pretrained(make_model("qwen2"), str(tmp_path))
     assert (logits(loaded) - moved.logits).abs().max() <= 1e-5
-    if moved.beta > 0:
+    if moved.beta > 0 and moved.kind == "trl":
         reference = PeftModel.from_pretrained(make_model("qwen2"), str(tmp_path / "ref"))
         assert (logits(reference) - base_logits()).abs().max() <= 1e-5
 

@@ -5,12 +5,14 @@ matched module carries the method's factors, each layer computes exactly its bas
 and nothing else trains.
 """
 
+import re
 import sys
 import warnings
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -21,11 +23,13 @@ from transformers import PreTrainedModel
 
 from orthora.adapters import starts
 from orthora.adapters.checks import adapted_layers, refuse_unfit, rounded_experts, verify
+from orthora.adapters.dense import train_in_place
 from orthora.adapters.given import take_start
 from orthora.adapters.slots import Slot
 from orthora.adapters.starts import How, Start
+from orthora.adapters.structures import trained, wrap_structure
 from orthora.adapters.wrap import Targets, Unfit, as_names, unwrap, wrap
-from orthora.methods import registry
+from orthora.methods import Composition, compose
 
 _SLOW_ELEMENTS = 50_000_000  # above this many weights the start takes seconds: show progress
 
@@ -35,12 +39,14 @@ class AdapterRecord:
     """How an adapter was started; `adapt` leaves it on the model as ``model.orthora``.
 
     Attributes:
-        method: canonical name.
+        method: canonical name of the composition.
         rank: r.
-        alpha: the scale is alpha / rank.
+        alpha: the scale is alpha / rank (alpha / sqrt(rank) with rsLoRA).
         target_modules: as it was asked for.
         seed: of the random methods.
-        modules: names of the adapted modules, in model order.
+        modules: names of the adapted modules, in model order; for methods that train weights in
+            place, of the trained parameters.
+        overrides: which of these settings the method does not take; empty if it takes all.
     """
 
     method: str
@@ -49,6 +55,7 @@ class AdapterRecord:
     target_modules: str | tuple[str, ...]
     seed: int
     modules: tuple[str, ...]
+    overrides: str = ""
 
 
 def adapt(
@@ -62,7 +69,8 @@ def adapt(
     dropout: float = 0.0,
     unfit: Unfit = "refuse",
     start: str | Path | None = None,
-) -> PeftModel:
+    total_updates: int | None = None,
+) -> Any:
     """Wrap ``model`` with adapters of ``method`` that leave its function unchanged.
 
     Anchored methods (PiSSA, MiLoRA, OLoRA, GeoRA) compute ``W x + s (B A - B0 A0) x`` with A0, B0
@@ -73,9 +81,14 @@ def adapt(
     PEFT's packing. Factors are float32 over any base dtype, and the same bits whatever the number
     of threads. In a distributed job rank 0 computes, and the others receive.
 
+    ``adalora`` and ``safe-mask`` need `orthora.adapters.after_update` after every optimizer update,
+    which `orthora.train` calls. ``full`` and ``safe-mask`` train the weights of ``model`` itself:
+    it is returned as it is, no ``PeftModel``, and `orthora.adapters.base_policy` shows the base.
+
     Args:
         model: a transformers model with loaded weights.
-        method: a name or alias of `orthora.methods()`.
+        method: a name or alias of `orthora.methods()`, or a composition: ``"rlpo+dora"``,
+            ``"rlmo+rslora+lora-plus"``. The optimizer of a composition is the trainer's business.
         rank: r, at most the smaller side of every adapted matrix; see ``unfit``.
         alpha: the scale is ``alpha / rank``.
         target_modules: as PEFT's: ``"all-linear"`` (with fused experts), names, or a regular
@@ -87,47 +100,119 @@ def adapt(
             largest rank that fits at the same scale (``"lower"``), or are left out (``"skip"``).
         start: a folder that ``orthora init`` wrote for this model with the same settings; its
             factors are taken instead of computed.
+        total_updates: optimizer updates of the run, over which ``adalora`` plans its pruning.
 
     Returns:
-        A ``PeftModel`` whose only trainable parameters are ``lora_A`` and ``lora_B``.
+        A ``PeftModel`` whose only trainable parameters are the method's (``lora_A`` and ``lora_B``
+        for an initialisation alone); for ``full`` and ``safe-mask`` the model itself.
 
     Raises:
-        ValueError: unknown method; a target that matches nothing; a rank that does not fit, or NaN
-            or Inf, naming the module; quantised or meta weights, embeddings, fused experts with an
-            anchored method, a ``start`` of other settings or weights, or a model that already
-            carries adapters. The model is then left as it was.
+        ValueError: unknown method or a pair without a meaning; a target that matches nothing; a
+            rank that does not fit, or NaN or Inf, naming the module; quantised or meta weights,
+            embeddings, fused experts with an anchored method, a ``start`` of other settings or
+            weights, or a model that already carries adapters. The model is then left as it was.
     """
-    record = registry.get(method)
+    composition = compose(method)
     refuse_unfit(model)
+    if start is not None and not composition.has_factors:
+        raise ValueError(f"{composition.name} starts from no factors; leave start out")
+    if composition.export == "merged":
+        if dropout:
+            raise ValueError(f"{composition.name} has no dropout; set it to 0")
+        dense = train_in_place(model, composition.structure, rank=rank, targets=target_modules)
+        adapted, names = model, tuple(dense.originals)
+    elif composition.has_factors:
+        adapted, names = _with_factors(
+            model,
+            composition,
+            Settings(rank, alpha, target_modules, seed, dropout),
+            unfit,
+            start,
+        )
+    else:
+        adapted = wrap_structure(
+            model,
+            composition,
+            rank=rank,
+            alpha=alpha,
+            targets=target_modules,
+            dropout=dropout,
+            seed=seed,
+            total_updates=total_updates,
+        )
+        _verify_or_unwrap(model, adapted, composition)
+        names = tuple(adapted_layers(adapted))
+    targets = target_modules if isinstance(target_modules, str) else tuple(target_modules)
+    adapted.__dict__["orthora"] = AdapterRecord(  # past nn.Module, which holds tensors and modules
+        composition.name, rank, alpha, targets, seed, names, composition.overrides
+    )
+    return adapted
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run decides for every method alike."""
+
+    rank: int
+    alpha: float
+    targets: Targets
+    seed: int
+    dropout: float
+
+
+def _with_factors(
+    model: PreTrainedModel,
+    method: Composition,
+    settings: Settings,
+    unfit: Unfit,
+    start: str | Path | None,
+) -> tuple[PeftModel, tuple[str, ...]]:
+    """LoRA and its kin, started; the model is left as it was if that fails."""
+    rank, alpha, seed = settings.rank, settings.alpha, settings.seed
     trained_before = {name: p.requires_grad for name, p in model.named_parameters()}
     peft_model, slots = wrap(
         model,
-        record,
+        method,
         rank=rank,
         alpha=alpha,
-        targets=target_modules,
-        dropout=dropout,
+        targets=settings.targets,
+        dropout=settings.dropout,
         unfit=unfit,
     )
     try:
         if start is None:
-            _start_everywhere(peft_model, slots, How(record.name, alpha / rank, seed))
+            how = How(method.init.name, method.scale(rank, alpha), seed)
+            _start_everywhere(peft_model, slots, how)
         else:
-            asked = {"method": record.name, "rank": rank, "alpha": alpha, "seed": seed}
-            asked["target_modules"] = as_names(target_modules)
+            asked = {"method": method.start, "rank": rank, "alpha": alpha, "seed": seed}
+            asked["target_modules"] = as_names(settings.targets)
             take_start(peft_model, slots, start, asked)
-        verify(peft_model, adapted_layers(peft_model))
+        _freeze(peft_model, method)
+        verify(peft_model, adapted_layers(peft_model), trained(method))
     except BaseException:
         unwrap(model, trained_before)
         raise
     low = [slot for slot in slots if slot.expert is not None and slot.weight().element_size() < 4]
     if low:
-        warnings.warn(rounded_experts(low[0].weight().dtype), stacklevel=2)
-    targets = target_modules if isinstance(target_modules, str) else tuple(target_modules)
-    names = tuple(slot.name for slot in slots)
-    how = AdapterRecord(record.name, rank, alpha, targets, seed, names)
-    peft_model.__dict__["orthora"] = how  # past nn.Module, which holds tensors and modules
-    return peft_model
+        warnings.warn(rounded_experts(low[0].weight().dtype), stacklevel=3)
+    return peft_model, tuple(slot.name for slot in slots)
+
+
+def _freeze(model: PeftModel, method: Composition) -> None:
+    """Freeze the factors that the method does not train: A under LoRA-FA."""
+    pattern = re.compile(trained(method))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not pattern.search(name):
+            parameter.requires_grad_(False)
+
+
+def _verify_or_unwrap(model: PreTrainedModel, adapted: PeftModel, method: Composition) -> None:
+    flags = dict.fromkeys((name for name, _ in model.named_parameters()), False)
+    try:
+        verify(adapted, adapted_layers(adapted), trained(method))
+    except BaseException:
+        unwrap(model, flags)
+        raise
 
 
 def _start_everywhere(model: PeftModel, slots: list[Slot], how: How) -> None:

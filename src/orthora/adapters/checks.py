@@ -2,10 +2,11 @@
 
 import math
 import re
+from collections.abc import Collection
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -122,7 +123,10 @@ def check_layers(
 
 
 def check_complete(
-    peft_model: PeftModel, model: PreTrainedModel, targets: str | list[str], config: LoraConfig
+    peft_model: PeftModel,
+    model: PreTrainedModel,
+    targets: str | list[str],
+    excluded: Collection[str],
 ) -> None:
     """No linear module that was asked for is left out, but those excluded on purpose.
 
@@ -138,8 +142,8 @@ def check_complete(
         for name, module in model.named_modules()
         if is_linear(module)
         and id(module) not in inside
-        and _asked_for(model, name, targets)
-        and name not in (config.exclude_modules or ())
+        and asked_for(model, name, targets)
+        and name not in excluded
     ]
     if left:
         raise ValueError(
@@ -148,7 +152,7 @@ def check_complete(
         )
 
 
-def _asked_for(model: PreTrainedModel, name: str, targets: str | list[str]) -> bool:
+def asked_for(model: PreTrainedModel, name: str, targets: str | list[str]) -> bool:
     """Whether the targets mean this module, as PEFT reads them."""
     if targets == "all-linear":
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -158,8 +162,14 @@ def _asked_for(model: PreTrainedModel, name: str, targets: str | list[str]) -> b
     return any(f".{name}".endswith(f".{target}") for target in targets)
 
 
-def verify(model: PeftModel, layers: dict[str, Any]) -> None:
-    """Each layer equals its base layer on a random input, and only lora_A, lora_B train."""
+def verify(model: PeftModel, layers: dict[str, Any], trained: str) -> None:
+    """Each layer equals its base layer on a random input, and only the stated parameters train.
+
+    Args:
+        model: fresh from `adapt`.
+        layers: its adapted layers, by name.
+        trained: pattern of the names of the parameters that train.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, layer in layers.items():
@@ -169,14 +179,14 @@ def verify(model: PeftModel, layers: dict[str, Any]) -> None:
                 continue
             base = layer.get_base_layer()
             weight = cast(Tensor, base.weight)
-            n = weight_of(layer).shape[1]
+            n = weight.shape[0] if weight.ndim == 1 else weight_of(layer).shape[1]
             x = torch.randn(2, n, generator=generator).to(weight.device, weight.dtype)
             difference = float((layer(x) - base(x)).abs().max())
             _check_same(name, difference)
     stray = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad != (".lora_A." in name or ".lora_B." in name)
+        if parameter.requires_grad != (re.search(trained, name) is not None)
     ]
     if stray:
         raise ValueError(f"{stray[0]!r} has the wrong requires_grad; please report this")

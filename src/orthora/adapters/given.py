@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from orthora.adapters.export import RECORD_NAME
 from orthora.adapters.layers import weight
-from orthora.adapters.model import STATE_NAME, has_anchor, restore
+from orthora.adapters.model import STATE_NAME, has_anchor, magnitudes, restore
 from orthora.adapters.slots import ADAPTER, Slot
 
 _ADAPTER = "adapter_model.safetensors"
@@ -48,7 +48,7 @@ def take_start(
     file = folder / (STATE_NAME if has_anchor(model) else _ADAPTER)
     if not file.is_file():
         raise ValueError(f"{folder} has no {file.name}; run `orthora init` again")
-    restore(model, ADAPTER, load_file(file))
+    restore(model, ADAPTER, magnitudes(model, ADAPTER) | load_file(file))
     for slot in slots:
         _check_weight(slot, modules[slot.name]["subspaces"], folder)
 

@@ -1,4 +1,4 @@
-"""PEFT linear layers with an anchor: h = W x + s (B A - B0 A0) x.
+"""PEFT linear layers with an anchor: h = W x + s (B A - B0 A0) x, or DoRA of that weight.
 
 A subclass of PEFT's own LoRA layer, hung in through ``LoraConfig``'s custom-module hook. The
 anchor belongs to the adapter name, next to ``lora_A`` and ``lora_B`` but outside
@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraConfig
+from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.utils.other import transpose
 from torch import Tensor, nn
@@ -29,10 +30,10 @@ class AnchoredLinear(LoraLinear):
         """Create the adapter as PEFT does, and a zero anchor of the same shapes.
 
         Raises:
-            ValueError: for DoRA, rsLoRA or per-module ranks, which the plain form can't hold.
+            ValueError: for per-module ranks, which the plain form can't hold.
         """
         config = kwargs.get("config")
-        odd = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
+        odd = ("rank_pattern", "alpha_pattern")
         used = [key for key in odd if getattr(config, key, None)]
         if used:
             raise ValueError(f"{used[0]} does not combine with anchored layers; leave it out")
@@ -78,8 +79,41 @@ class AnchoredLinear(LoraLinear):
             if name not in self.lora_A:
                 continue
             z = self.lora_dropout[name](x)
-            result = result + self._update(name, z) * self.scaling[name]
+            if name in self.lora_magnitude_vector:
+                result = self._decomposed(name, z, result, z is x)
+            else:
+                result = result + self._update(name, z) * self.scaling[name]
         return result.to(dtype)
+
+    def _decomposed(self, name: str, z: Tensor, result: Tensor, plain: bool) -> Tensor:
+        """DoRA's ``m / |W + D| (W + D) z + bias``, D = s (B A - B0 A0), the norm detached.
+
+        Args:
+            name: of the adapter.
+            z: input, after dropout.
+            result: ``W x + bias``.
+            plain: there was no dropout, so that ``W z`` is in ``result``.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            weight = self._matrix()
+            magnitude = cast(Tensor, cast(nn.Module, self.lora_magnitude_vector[name]).weight)
+            ratio = magnitude / self.row_lengths(name)
+            base = self.get_base_layer()
+            bias = cast(Tensor | None, base.bias)
+            bias = 0.0 if bias is None else bias
+            through = (result - bias).float() if plain else linear(z.float(), weight)
+            update = self._update(name, z) * self.scaling[name]
+            return result + (ratio - 1) * through + ratio * update
+
+    def row_lengths(self, name: str) -> Tensor:
+        """``|W + s (B A - B0 A0)|`` by row, (m,) float32, without a gradient."""
+        delta = transpose(self.get_delta_weight(name).detach(), self.fan_in_fan_out)
+        return torch.linalg.norm(self._matrix() + delta, dim=1)
+
+    def _matrix(self) -> Tensor:
+        """The base weight (m, n) in float32, without a gradient."""
+        stored = cast(Tensor, self.get_base_layer().weight).detach().float()
+        return transpose(stored, self.fan_in_fan_out)
 
     def _update(self, name: str, z: Tensor) -> Tensor:
         """``(B A - B0 A0) z`` without cancellation, in float32."""
@@ -108,13 +142,30 @@ class AnchoredConv1D(AnchoredLinear):
 
 
 def set_start(layer: LoraLinear, adapter: str, A: Tensor, B: Tensor) -> None:
-    """Write the starting factors A (r, n), B (m, r), and the anchor where the layer has one."""
+    """Write the starting factors A (r, n), B (m, r), and the anchor where the layer has one.
+
+    DoRA's lengths become those of the rows of W once more, as the forward pass computes them:
+    PEFT takes them in the base's dtype, in which a bfloat16 base would start elsewhere.
+    """
     with torch.no_grad():
         weight(layer.lora_A, adapter).copy_(A)
         weight(layer.lora_B, adapter).copy_(B)
         if isinstance(layer, AnchoredLinear):
             weight(layer.anchor_A, adapter).copy_(A)
             weight(layer.anchor_B, adapter).copy_(B)
+        if adapter in layer.lora_magnitude_vector:
+            lengths = weight(layer.lora_magnitude_vector, adapter)
+            lengths.copy_(row_lengths(layer, adapter))
+
+
+def row_lengths(layer: LoraLinear, adapter: str) -> Tensor:
+    """Lengths (m,) of the rows of the adapted weight, by the path of the layer's forward pass."""
+    if isinstance(layer, AnchoredLinear):
+        return layer.row_lengths(adapter)
+    dora = cast(DoraLinearLayer, layer.lora_magnitude_vector[adapter])
+    product = dora.get_lora_weight(layer.lora_A[adapter], layer.lora_B[adapter])
+    stored = cast(Tensor, layer.get_base_layer().weight).detach().to(product.dtype)
+    return dora.get_weight_norm(stored, product, layer.scaling[adapter])
 
 
 def weight(factors: nn.ModuleDict, adapter: str) -> Tensor:

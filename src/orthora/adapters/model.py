@@ -1,12 +1,14 @@
 """PEFT models that save an anchored adapter as what it is in plain PEFT: a LoRA of rank 2r.
 
-``s (B A - B0 A0) = s [B - B0, B0] [A; A - A0]``, and alpha / r = 2 alpha / 2 r, so the plain form
-is the same function. Of the ways to write it this one does not cancel: it stays right when another
-engine rounds the factors to bfloat16, where ``[B, -B0] [A; A0]`` would lose a small update whole.
-A checkpoint also holds A, B, A0 and B0 bit for bit, in a file of its own that PEFT does not read.
+``s (B A - B0 A0) = s [B - B0, B0] [A; A - A0]``, with alpha = 2 r s so that the scale stays s, is
+the same function; DoRA's lengths, of the same weight, stay as they are. Of the ways to write it
+this one does not cancel: it stays right when another engine rounds the factors to bfloat16, where
+``[B, -B0] [A; A0]`` would lose a small update whole. A checkpoint also holds A, B, A0 and B0 bit
+for bit, in a file of its own that PEFT does not read.
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +24,7 @@ from torch import Tensor
 from orthora.adapters.layers import AnchoredLinear, weight
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+_M = ".lora_magnitude_vector"
 STATE_NAME = "orthora_state.safetensors"
 _ANCHOR_A, _ANCHOR_B = ".anchor_A.weight", ".anchor_B.weight"
 
@@ -110,12 +113,13 @@ def plain_tensors(
         state_dict: gathered full state, where a sharding engine hands one over.
 
     Returns:
-        ``<module>.lora_A.weight`` (2r, n) and ``<module>.lora_B.weight`` (m, 2r) per module.
+        ``<module>.lora_A.weight`` (2r, n) and ``<module>.lora_B.weight`` (m, 2r) per module; with
+        DoRA ``<module>.lora_magnitude_vector`` (m,) as well.
     """
     own = _own_tensors(model, adapter, state_dict)
     if not has_anchor(model, adapter):
         return own
-    tensors: dict[str, Tensor] = {}
+    tensors = {key: value for key, value in own.items() if key.endswith(_M)}
     for path in sorted({key.rsplit(".lora_", 1)[0] for key in own if key.endswith(_A)}):
         A, B = own[path + _A], own[path + _B]
         A0 = own.get(path + _ANCHOR_A, torch.zeros_like(A))
@@ -123,6 +127,12 @@ def plain_tensors(
         tensors[path + _A] = torch.cat([A, A - A0], dim=0)
         tensors[path + _B] = torch.cat([B - B0, B0], dim=1)
     return tensors
+
+
+def factor_tensors(model: PeftModel, adapter: str = "default") -> dict[str, Tensor]:
+    """A (r, n) and B (m, r) as they are, in PEFT's file layout, without anchors."""
+    own = _own_tensors(model, adapter, None)
+    return {key: value for key, value in own.items() if ".anchor_" not in key}
 
 
 def _own_tensors(
@@ -146,6 +156,8 @@ def _split(plain: Mapping[str, Tensor], r: int) -> dict[str, Tensor]:
         if key.endswith(_A):
             tensors[key] = value[:r]
             tensors[key.replace(_A, _ANCHOR_A)] = value[:r] - value[r:]
+        elif key.endswith(_M):
+            tensors[key] = value
         else:
             tensors[key] = value[:, :r] + value[:, r:]
             tensors[key.replace(_B, _ANCHOR_B)] = value[:, r:]
@@ -161,13 +173,28 @@ def has_anchor(model: PeftModel, adapter: str = "default") -> bool:
 
 
 def plain_config(model: PeftModel, adapter: str = "default") -> LoraConfig:
-    """The configuration that goes with `plain_tensors`: r and alpha doubled where anchored."""
+    """The configuration that goes with `plain_tensors`: twice the rank at the same scale."""
     config = copy.deepcopy(cast(LoraConfig, model.peft_config[adapter]))
     config._custom_modules = None
     config.inference_mode = True
     if has_anchor(model, adapter):
-        config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
+        alpha = 2 * config.r * scale_of(config) if config.use_rslora else 2 * config.lora_alpha
+        config.r, config.lora_alpha, config.use_rslora = 2 * config.r, cast(int, alpha), False
     return config
+
+
+def scale_of(config: LoraConfig) -> float:
+    """The scale s of an adapter: alpha / r, or alpha / sqrt(r) for rsLoRA."""
+    return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+
+
+def magnitudes(model: PeftModel, adapter: str) -> dict[str, Tensor]:
+    """DoRA's lengths m (m,) of one adapter as they are, by the name they have in files."""
+    return {
+        name + _M: weight(layer.lora_magnitude_vector, adapter).detach()
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLinear) and adapter in layer.lora_magnitude_vector
+    }
 
 
 def restore(model: PeftModel, adapter: str, tensors: Mapping[str, Tensor]) -> None:
@@ -181,6 +208,8 @@ def restore(model: PeftModel, adapter: str, tensors: Mapping[str, Tensor]) -> No
         if isinstance(layer, LoraLinear | ParamWrapper) and adapter in layer.lora_A:
             targets[name + _A] = weight(layer.lora_A, adapter)
             targets[name + _B] = weight(layer.lora_B, adapter)
+            if isinstance(layer, LoraLinear) and adapter in layer.lora_magnitude_vector:
+                targets[name + _M] = weight(layer.lora_magnitude_vector, adapter)
         if isinstance(layer, AnchoredLinear) and adapter in layer.lora_A:
             targets[name + _ANCHOR_A] = weight(layer.anchor_A, adapter)
             targets[name + _ANCHOR_B] = weight(layer.anchor_B, adapter)

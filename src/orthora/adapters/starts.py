@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from orthora.linalg import decomposed, recorded
-from orthora.methods import registry
+from orthora.methods import initialize, registry
 from orthora.types import Certificate, Factors
 
 Item = TypeVar("Item")
@@ -62,7 +62,7 @@ def compute(W: Tensor, name: str, rank: int, how: How) -> Start:
     seed = module_seed(how.seed, name)
     try:
         with recorded() as certificates:
-            A, B = registry.initialize(W, how.method, rank, scale=how.scale, seed=seed)
+            A, B = initialize(W, how.method, rank, scale=how.scale, seed=seed)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     norm = (A.double() @ A.double().mT * (B.double().mT @ B.double())).sum().clamp_min(0.0).sqrt()

@@ -30,7 +30,7 @@ from orthora.adapters.starts import How, Start
 from orthora.adapters.unfinished import Unfinished
 from orthora.adapters.wrap import Targets, Unfit, as_names, wrap
 from orthora.checkpoint import Checkpoint, open_checkpoint
-from orthora.methods import Method, registry
+from orthora.methods import Composition, compose
 from orthora.store import finite
 
 _ADAPTER = "adapter_model.safetensors"
@@ -116,14 +116,14 @@ def init_adapter(
         OSError: if the disk is full or fails.
     """
     begun = time.monotonic()
-    record = registry.get(method)
+    composition = _startable(method)
     _check_machine(device, workers)
     checkpoint = open_checkpoint(model)
     job = _Job(
         checkpoint,
-        record,
+        composition,
         {
-            "method": record.name,
+            "method": composition.start,
             "rank": rank,
             "alpha": alpha,
             "target_modules": _listed(target_modules),
@@ -131,7 +131,7 @@ def init_adapter(
             "unfit": unfit,
         },
     )
-    how = How(record.name, alpha / rank, seed)
+    how = How(composition.init.name, composition.scale(rank, alpha), seed)
     job.warn()
     with Unfinished(Path(out), job.plan(device), job.layout.files) as unfinished:
         resumed = len(unfinished.done)
@@ -154,16 +154,38 @@ def _listed(targets: Targets) -> Targets:
     return names if isinstance(names, str) else list(names)
 
 
+def _startable(method: str) -> Composition:
+    """The composition, if a folder can hold its start.
+
+    Raises:
+        ValueError: if it has no A and B, or more than these.
+    """
+    composition = compose(method)
+    if not composition.has_factors:
+        raise ValueError(
+            f"{composition.name} needs no start from files ({composition.overrides or 'no A, B'}); "
+            "orthora.adapt and orthora train build it at once"
+        )
+    if composition.has("dora"):
+        raise ValueError(
+            f"{composition.name}: a start holds A and B alone; start {composition.init.name!r}, "
+            f"and pass the folder as start= with method {composition.name!r}"
+        )
+    return composition
+
+
 class _Job:
     """What is to be made: the adapted model on the meta device, and where its weights lie."""
 
-    def __init__(self, checkpoint: Checkpoint, record: Method, settings: dict[str, Any]) -> None:
-        self.checkpoint, self.record, self.settings = checkpoint, record, settings
+    def __init__(
+        self, checkpoint: Checkpoint, method: Composition, settings: dict[str, Any]
+    ) -> None:
+        self.checkpoint, self.settings = checkpoint, settings
         base = meta_model(checkpoint)
         origins = Origins(base, checkpoint)
         self.model, slots = wrap(
             base,
-            record,
+            method,
             rank=settings["rank"],
             alpha=settings["alpha"],
             targets=settings["target_modules"],
@@ -198,7 +220,7 @@ class _Job:
             **self.settings,
             "base_model": model,
             "checkpoint": self.checkpoint.fingerprint(),
-            "anchored": self.record.anchored,
+            "anchored": has_anchor(self.model),
             "device": device,
             "seconds": round(seconds, 3),
             "orthora": __version__,

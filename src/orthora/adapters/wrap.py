@@ -1,5 +1,6 @@
 """Put PEFT's layers, or their anchored subclasses, around the modules that were asked for."""
 
+import math
 import re
 from typing import Literal, cast, get_args
 
@@ -19,9 +20,9 @@ from orthora.adapters.checks import (
     linear_names,
 )
 from orthora.adapters.layers import AnchoredConv1D, AnchoredLinear
-from orthora.adapters.model import AnchoredCausalLM, AnchoredModel
+from orthora.adapters.model import AnchoredCausalLM, AnchoredModel, scale_of
 from orthora.adapters.slots import ADAPTER, Slot, is_linear, slots_of
-from orthora.methods import Method
+from orthora.methods import Composition
 
 Unfit = Literal["refuse", "lower", "skip"]
 """What to do with modules whose smaller side is below the rank."""
@@ -31,7 +32,7 @@ Targets = str | list[str]
 
 def wrap(
     model: PreTrainedModel,
-    record: Method,
+    method: Composition,
     *,
     rank: int,
     alpha: float,
@@ -43,7 +44,7 @@ def wrap(
 
     Args:
         model: the base.
-        record: the method, which decides whether layers are anchored.
+        method: its initialisation decides whether layers are anchored, its structures the rest.
         rank: r.
         alpha: the scale is alpha / r, also where the rank is lowered.
         targets: ``"all-linear"`` (with fused experts), names, or a regular expression.
@@ -63,20 +64,20 @@ def wrap(
     check_arguments(rank, alpha, targets, dropout)
     check_targets(model, targets)
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
-    config = _config(model, record, rank, alpha, targets, dropout)
+    config = _config(model, method, rank, alpha, targets, dropout)
     experts = bool(config.target_parameters)  # as asked; PEFT adds its own reading of names
     try:
-        peft_model = _inject(model, record, config, targets)
+        peft_model = _inject(model, method, config, targets)
         slots = slots_of(peft_model)
         small = {slot.key: min(slot.shape) for slot in slots if rank > min(slot.shape)}
         if small and unfit != "refuse":
             unwrap(model, trained)
-            config = _config(model, record, rank, alpha, targets, dropout)
-            _make_fit(config, record, small, unfit, all_of_them=len(small) == len(slots))
-            peft_model = _inject(model, record, config, targets)
+            config = _config(model, method, rank, alpha, targets, dropout)
+            _make_fit(config, method, small, unfit, all_of_them=len(small) == len(slots))
+            peft_model = _inject(model, method, config, targets)
             slots = slots_of(peft_model)
         check_layers(peft_model, slots, targets, experts=experts)
-        check_complete(peft_model, model, targets, config)
+        check_complete(peft_model, model, targets, config.exclude_modules or ())
     except BaseException:
         unwrap(model, trained)
         raise
@@ -85,8 +86,9 @@ def wrap(
 
 def as_names(targets: Targets) -> Targets:
     """A plain name as a list: a string would be a pattern of whole names, and match nothing."""
-    plain = isinstance(targets, str) and re.fullmatch(r"\w+(\.\w+)*", targets)
-    return [targets] if plain else targets
+    if isinstance(targets, str) and targets != "all-linear":
+        return [targets] if re.fullmatch(r"\w+(\.\w+)*", targets) else targets
+    return targets
 
 
 def unwrap(model: PreTrainedModel, trained: dict[str, bool]) -> None:
@@ -107,7 +109,7 @@ def unwrap(model: PreTrainedModel, trained: dict[str, bool]) -> None:
 
 def _config(
     model: PreTrainedModel,
-    record: Method,
+    method: Composition,
     rank: int,
     alpha: float,
     targets: Targets,
@@ -116,13 +118,15 @@ def _config(
     """PEFT's configuration, with fused experts as target parameters."""
     modules, parameters = _split_targets(model, targets)
     if parameters:
-        _check_experts(model, record, parameters, dropout)
+        _check_experts(model, method, parameters, dropout)
     return LoraConfig(
         r=rank,
         lora_alpha=cast(int, alpha),
         target_modules=modules,
         target_parameters=parameters or None,
         lora_dropout=dropout,
+        use_rslora=method.has("rslora"),
+        use_dora=method.has("dora"),
         init_lora_weights=True,
         task_type="CAUSAL_LM" if _is_causal(model) else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
@@ -144,14 +148,16 @@ def _split_targets(model: PreTrainedModel, targets: Targets) -> tuple[Targets, l
 
 
 def _check_experts(
-    model: PreTrainedModel, record: Method, parameters: list[str], dropout: float
+    model: PreTrainedModel, method: Composition, parameters: list[str], dropout: float
 ) -> None:
     """Refuse what PEFT's wrapper of fused parameters can't do right."""
     instead = "name other modules, e.g. target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj']"
-    if record.anchored:
+    if method.has("dora"):
+        raise ValueError(f"fused experts ({parameters[0]!r}) don't support dora; {instead}")
+    if method.init.anchored:
         raise ValueError(
-            f"{record.name} is anchored, which fused experts ({parameters[0]!r}) don't support; "
-            f"use a method with B = 0, or {instead}"
+            f"{method.init.name} is anchored, which fused experts ({parameters[0]!r}) don't "
+            f"support; use a method with B = 0, or {instead}"
         )
     if dropout:
         raise ValueError(f"fused experts ({parameters[0]!r}) allow no dropout; set it to 0")
@@ -161,12 +167,12 @@ def _check_experts(
 
 
 def _inject(
-    model: PreTrainedModel, record: Method, config: LoraConfig, targets: Targets
+    model: PreTrainedModel, method: Composition, config: LoraConfig, targets: Targets
 ) -> PeftModel:
     """Let PEFT build the layers; on the meta device nothing is allocated."""
     meta = all(p.is_meta for p in model.parameters())
     try:
-        if not record.anchored:
+        if not method.init.anchored:
             return cast(
                 PeftModel,
                 get_peft_model(model, config, adapter_name=ADAPTER, low_cpu_mem_usage=meta),
@@ -187,7 +193,12 @@ def _inject(
 
 
 def _make_fit(
-    config: LoraConfig, record: Method, small: dict[str, int], unfit: Unfit, *, all_of_them: bool
+    config: LoraConfig,
+    method: Composition,
+    small: dict[str, int],
+    unfit: Unfit,
+    *,
+    all_of_them: bool,
 ) -> None:
     """Lower the rank of the ``small`` modules to the side they have, or leave them out."""
     names = {key.removesuffix(".weight"): side for key, side in small.items()}
@@ -199,15 +210,16 @@ def _make_fit(
         )
     if unfit == "skip":
         config.exclude_modules = list(names)
-    elif record.anchored:
+    elif method.init.anchored:
         raise ValueError(
-            f"{record.name} is anchored, and all its modules share one rank; skip the small ones, "
-            f"or use a rank of at most {min(small.values())}"
+            f"{method.init.name} is anchored, and all its modules share one rank; skip the small "
+            f"ones, or use a rank of at most {min(small.values())}"
         )
     else:
-        scale = config.lora_alpha / config.r
+        scale = scale_of(config)
+        divisor = math.sqrt if config.use_rslora else float
         config.rank_pattern = dict(names)
-        config.alpha_pattern = {name: scale * side for name, side in names.items()}
+        config.alpha_pattern = {name: scale * divisor(side) for name, side in names.items()}
 
 
 def _is_causal(model: PreTrainedModel) -> bool:

@@ -1,0 +1,91 @@
+"""Exports that need the base model: merged weights, and the residual form, of a model or a run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orthora import models
+from orthora.adapters import write_merged, write_residual
+from orthora.config import TrainConfig, build, read_toml
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def export_merged(model_or_run: Any, out_dir: str | Path, *, dtype: str | None = None) -> Path:
+    """Write the whole model with the adapter merged into its weights, as transformers does.
+
+    Args:
+        model_or_run: a model from `orthora.adapt`, or a run folder of `orthora.train`, whose base
+            is loaded again; of a run the tokenizer is written as well.
+        out_dir: a folder that does not exist yet or is empty.
+        dtype: of the written weights, e.g. ``"float32"``; the base's if None. Rounding to bfloat16
+            loses updates of less than 1/256 of an entry.
+
+    Returns:
+        ``out_dir``, for ``AutoModelForCausalLM.from_pretrained``.
+
+    Raises:
+        ValueError: if ``out_dir`` holds files, the run is not finished, the dtype is unknown, or an
+            adapted weight is tied to another module.
+    """
+    if dtype is not None and dtype not in _DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; choose {', '.join(_DTYPES)}")
+    kind = None if dtype is None else getattr(torch, dtype)
+    if not isinstance(model_or_run, str | Path):
+        return write_merged(model_or_run, out_dir, kind)
+    config, model = _trained(Path(model_or_run))
+    write_merged(model, out_dir, kind)
+    models.load_tokenizer(config.model).save_pretrained(str(out_dir))
+    return Path(out_dir)
+
+
+def export_residual(model: Any, out_dir: str | Path) -> Path:
+    """Write ``base/`` with the weights W - s B0 A0 and ``adapter/`` with A, B of rank r.
+
+    As `orthora.adapters.write_residual`.
+
+    Raises:
+        ValueError: as that; and for a run folder, whose adapter is kept as rank 2r: the trained A
+            and B are in its last checkpoint, or in the model that `orthora.adapt` gave.
+    """
+    if isinstance(model, str | Path):
+        return write_residual(_restarted(Path(model)), out_dir)
+    return write_residual(model, out_dir)
+
+
+def _config_of(run: Path) -> TrainConfig:
+    if not (run / "config.toml").is_file():
+        raise ValueError(f"{run} is no run folder (no config.toml)")
+    return build(TrainConfig, read_toml(run / "config.toml"))
+
+
+def _trained(run: Path) -> tuple[TrainConfig, Any]:
+    """The config of a finished run, and its trained model."""
+    config = _config_of(run)
+    if (run / "model" / "config.json").is_file():
+        return config, models.load_model(str(run / "model"), config.dtype, "cpu")
+    if not (run / "adapter" / "adapter_config.json").is_file():
+        raise ValueError(f"{run} has no finished adapter; let the run finish (--resume)")
+    return config, models.load_adapter(
+        models.load_model(config.model, config.dtype, "cpu"), str(run)
+    )
+
+
+def _restarted(run: Path) -> Any:
+    """The trained model of a finished run with its anchors, from the rank-2r form."""
+    from orthora.adapters import adapt
+
+    config = _config_of(run)
+    if not (run / "adapter" / "adapter_config.json").is_file():
+        raise ValueError(f"{run} has no finished adapter; let the run finish (--resume)")
+    model = adapt(
+        models.load_model(config.model, config.dtype, "cpu"),
+        config.method,
+        rank=config.rank,
+        alpha=config.alpha,
+        target_modules=config.target_modules,
+        seed=config.seed,
+    )
+    model.load_adapter(str(run / "adapter"), "default")
+    return model
