@@ -6,7 +6,8 @@ from conftest import make_model, save_model
 
 import orthora
 from orthora import tiny
-from orthora.evaluate import Sampling, score
+from orthora.evaluate import score
+from orthora.sampling import Sampling
 from orthora.tasks import arithmetic
 
 SMALL = {
@@ -38,7 +39,7 @@ def test_the_base_leaves_headroom_on_held_out_problems():
 
 def test_a_model_that_cannot_stop_is_counted_as_truncated():
     model, tokenizer = tiny.load()
-    result = score(model, tokenizer, arithmetic.problems("test", 4), Sampling(2, max_tokens=1))
+    result = score(model, tokenizer, arithmetic.problems("test", 4), Sampling(max_tokens=1), 2)
     assert (result.truncated, result.pass_at_1, result.mean_length) == (1.0, 0.0, 1.0)
 
 

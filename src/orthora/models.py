@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orthora import tiny
-from orthora.types import Message, Problem
+from orthora.types import Problem
 
 
 def resolve(model: str) -> str:
@@ -93,23 +93,42 @@ def load_tokenizer(model: str) -> Any:
     return tokenizer
 
 
-def chat_prompt(problem: Problem, tokenizer: Any) -> str | list[Message]:
-    """The prompt in the form the tokenizer wants: messages with a chat template, else text."""
+def prompt_text(problem: Problem, tokenizer: Any, *, plain: bool = False) -> str:
+    """The prompt as the model will read it, the chat template's marks included.
+
+    Args:
+        problem: with plain text or chat messages.
+        tokenizer: with or without a chat template.
+        plain: leave the template aside; messages are joined by blank lines.
+
+    Raises:
+        ValueError: if the prompt is chat messages and there is no template for them.
+    """
     prompt = problem.prompt
+    if plain:
+        if isinstance(prompt, str):
+            return prompt
+        return "\n\n".join(message["content"] for message in prompt)
     if tokenizer.chat_template:
-        return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     if isinstance(prompt, str):
         return prompt
-    return "\n\n".join(message["content"] for message in prompt)
+    raise ValueError(
+        f"problem {problem.id!r} is a list of chat messages, and the tokenizer has no chat "
+        "template; set one in its tokenizer_config.json, or plain_prompts = true to join their text"
+    )
 
 
-def prompt_ids(problem: Problem, tokenizer: Any) -> list[int]:
-    """Token ids of the prompt as the model will see it."""
-    prompt = chat_prompt(problem, tokenizer)
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
-    return list(ids["input_ids"])
+def prompt_ids(problem: Problem, tokenizer: Any, *, plain: bool = False) -> list[int]:
+    """Token ids of the prompt as the model will see it.
+
+    Raises:
+        ValueError: as `prompt_text`.
+    """
+    text = prompt_text(problem, tokenizer, plain=plain)
+    templated = bool(tokenizer.chat_template) and not plain  # the template writes its own marks
+    return list(tokenizer(text, add_special_tokens=not templated)["input_ids"])
 
 
 def pick_device(device: str) -> str:
