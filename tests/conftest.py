@@ -91,6 +91,14 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 _HEADS = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
 
 
+def some_compositions() -> list[str]:
+    """Each method alone, and one pair of every kind; the others are tested under ``slow``."""
+    from orthora.methods import names
+
+    pairs = "rlpo+dora pissa+dora pissa+rslora rlmo+rslora+lora-plus geora+lora-fa rslora+dora"
+    return sorted({*names(), *pairs.split()})
+
+
 def make_model(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
     """A random causal language model of ``KINDS`` in evaluation mode; the seed fixes its weights.
 

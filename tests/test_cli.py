@@ -25,7 +25,7 @@ def test_help_lists_every_command(capsys):
 def test_the_command_line_is_frozen():
     """A new flag is a decision: it is a config field, and it is listed here."""
     assert sorted(COMMANDS) == ["demo", "eval", "export", "init", "methods", "report", "train"]
-    assert len(TrainConfig.model_fields) == 55
+    assert len(TrainConfig.model_fields) == 74
 
 
 def test_methods_lists_the_registry(capsys):
@@ -45,7 +45,13 @@ def test_methods_lists_the_registry(capsys):
         (["train", "--config", "tiny", "--rank", "0"], ["rank", "0"]),
         (["train", "--config", "tiny", "--model", "/nowhere/at/all"], ["/nowhere/at/all"]),
         (["train", "--config", "tiny", "--rank", "999"], ["999", "q_proj", "at most 128"]),
+        (["train", "--config", "tiny", "--method", "vera+rlpo"], ["rlpo", "vera", "random"]),
+        (["train", "--config", "tiny", "--engine", "vllm"], ["vLLM", "not installed"]),
+        (["train", "--config", "tiny", "--processes", "3"], ["3 processes", "torchrun"]),
+        (["init", "tiny", "--method", "full", "--out", "{tmp}/a"], ["full", "adapt"]),
+        (["init", "tiny", "--method", "rlpo+dora", "--out", "{tmp}/a"], ["dora", "start="]),
         (["export", "--run", "/nowhere", "--out", "{tmp}/a"], ["/nowhere"]),
+        (["export", "--run", "/nowhere", "--out", "{tmp}/a", "--form", "merged"], ["/nowhere"]),
         (["eval", "--model", "tiny", "--data", "/nowhere.jsonl"], ["/nowhere.jsonl"]),
         (["report", "--runs", "/nowhere"], ["/nowhere"]),
     ],
@@ -89,6 +95,11 @@ def test_flags_override_the_file_and_the_result_lands_on_disk(capsys, tmp_path):
     code, text, err = run(capsys, "export", "--run", str(out), "--out", str(tmp_path / "plain"))
     assert code == 0, err
     assert json.loads((tmp_path / "plain" / "adapter_config.json").read_text())["r"] == 16
+    for form, expected in (("merged", "config.json"), ("residual", "base")):
+        arguments = ["--run", str(out), "--out", str(tmp_path / form), "--form", form]
+        code, text, err = run(capsys, "export", *arguments)
+        assert code == 0, err
+        assert (tmp_path / form / expected).exists()
     code, text, err = run(
         capsys,
         *["eval", "--model", "tiny", "--adapter", str(out), "--task", "arithmetic"],

@@ -14,11 +14,11 @@ from orthora.quiet import quiet_libraries
 
 HELP = """orthora: low-rank adaptation for reinforcement learning with verifiable rewards
 
-  orthora methods                          list the initialisations
+  orthora methods                          list initialisations, structures, optimizers
   orthora init MODEL --out DIR [--key ...]  start an adapter from a checkpoint, in seconds
   orthora train --config FILE [--key ...]  train an adapter; presets: tiny, paper
   orthora eval  --config FILE [--key ...]  sample, verify, report pass@k with intervals
-  orthora export --run RUN --out DIR       write a run's adapter as plain PEFT
+  orthora export --run RUN --out DIR       write a run's adapter as plain PEFT, or merged
   orthora demo                             compare five initialisations on the embedded model
   orthora report --runs DIR                print the table of a folder of runs, write its page
 
@@ -55,23 +55,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _methods(arguments: list[str]) -> None:
-    """List the initialisations."""
+    """List the initialisations, structures and optimizers."""
     options = _parse(_MethodsOptions, arguments, "methods")
     from rich.console import Console
     from rich.table import Table
 
-    from orthora.methods import registry
+    from orthora.methods.compose import markdown, table
 
-    if options.markdown:
-        print(registry.markdown())
-        return
-    table = Table("name", "start", "anchored", "reference")
-    for name in registry.names():
-        record = registry.get(name)
-        alias = f" ({', '.join(record.aliases)})" if record.aliases else ""
-        anchored = "yes" if record.anchored else "no"
-        table.add_row(name + alias, record.claim, anchored, record.reference)
-    Console().print(table)
+    for kind in ("initialisation", "structure", "optimizer"):
+        if options.markdown:
+            print(markdown(kind) + "\n")
+            continue
+        head, *rows = table(kind)
+        shown = Table(*head, title=f"{kind}s", title_justify="left")
+        for row in rows:
+            shown.add_row(*(cell.replace("`", "") for cell in row))
+        Console().print(shown)
+    if not options.markdown:
+        print("Join one of each kind by +, in any order, e.g. rlpo+dora or rlmo+rslora+lora-plus.")
 
 
 def _init(arguments: list[str]) -> None:
@@ -117,12 +118,19 @@ def _eval(arguments: list[str]) -> None:
 
 
 def _export(arguments: list[str]) -> None:
-    """Write a run's adapter as plain PEFT."""
+    """Write a run's adapter as plain PEFT, merged, or as a residual base with rank r."""
     options = _parse(_ExportOptions, arguments, "export")
     quiet_libraries()
     from orthora.adapters import export_plain
+    from orthora.exports import export_merged, export_residual
 
-    print(export_plain(options.run, options.out))
+    if options.dtype and options.form != "merged":
+        raise ValueError("--dtype goes with --form merged: adapters are written in float32")
+    if options.form == "merged":
+        print(export_merged(options.run, options.out, dtype=options.dtype))
+    else:
+        write = export_plain if options.form == "plain" else export_residual
+        print(write(options.run, options.out))
 
 
 def _demo(arguments: list[str]) -> None:
@@ -205,6 +213,11 @@ class _ExportOptions:
     """A finished run folder."""
     out: Path
     """Folder to create."""
+    form: Literal["plain", "merged", "residual"] = "plain"
+    """A PEFT adapter on the untouched base; the whole model; or base/ with W - s B0 A0 and adapter/
+    of rank r, for anchored methods."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of merged weights; None keeps the base's."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +276,7 @@ def _config(kind: type[Any], arguments: list[str], command: str) -> Any:
     }
     note = "--config FILE reads a TOML file or preset; flags override it."
     if command == "train":
-        note += " --resume continues an unfinished run."
+        note += " --resume goes on with an unfinished run, or starts it where there is none."
     flags = create_model(kind.__name__, __doc__=f"{kind.__doc__}\n\n{note}", **fields)
     parsed = _parse(flags, rest, command, default=flags.model_construct(**defaults))
     return build(kind, parsed.model_dump())

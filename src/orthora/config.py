@@ -1,30 +1,20 @@
-"""Strict, typed, frozen configuration: TOML files, dicts and command lines give the same object."""
+"""The settings of a training run and of an evaluation."""
 
-import difflib
-import json
-import tomllib
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-import pydantic
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from orthora.methods import registry
+from orthora.methods import compose
+from orthora.strict import Strict as Strict
+from orthora.strict import build as build
+from orthora.strict import preset_names as preset_names
+from orthora.strict import read_toml as read_toml
+from orthora.strict import to_toml as to_toml
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-Config = TypeVar("Config", bound="_Strict")
 
 
-class _Strict(BaseModel):
-    """Frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class TrainConfig(_Strict):
+class TrainConfig(Strict):
     """One RLVR run. Defaults are the source paper's Table 2 (arXiv 2606.31813), DAPO."""
 
     model: str
@@ -32,7 +22,7 @@ class TrainConfig(_Strict):
     out: str
     """Run folder to create."""
     method: str = "rlpo"
-    """Initialisation; see ``orthora methods``."""
+    """Initialisation, or a composition such as ``rlpo+dora``; see ``orthora methods``."""
     start: str | None = None
     """Adapter folder of ``orthora init`` with the same settings, to start from what it computed."""
 
@@ -50,6 +40,8 @@ class TrainConfig(_Strict):
     """Column of the gold answer, e.g. ``reward_model.ground_truth``."""
     prompt_template: str = "{prompt}"
     """Text around the prompt; must contain ``{prompt}``."""
+    plain_prompts: bool = False
+    """Leave the tokenizer's chat template aside."""
     train_problems: int = Field(4096, ge=1)
     """Problems that task ``arithmetic`` draws."""
     reward_rule: Literal["robust", "dapo"] = "robust"
@@ -67,6 +59,9 @@ class TrainConfig(_Strict):
     """On the adapter's input in the update; rollouts and measurements run without."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Of data order, sampling and random initialisations."""
+    lora_plus_ratio: float = Field(2.0, ge=1)
+    """With ``lora-plus``: learning rate of B over that of A (2 in PeRL's RLVR runs; the LoRA+ paper
+    has 16 for fine-tuning)."""
 
     learning_rate: float = Field(1e-5, ge=0)
     """Peak learning rate of AdamW."""
@@ -91,8 +86,10 @@ class TrainConfig(_Strict):
     """Responses per prompt, G."""
     mini_batch_prompts: int = Field(32, ge=1)
     """Prompts' worth of responses in one optimizer update."""
+    update_epochs: int = Field(1, ge=1)
+    """Times that a rollout's mini-batches are gone through (mu of GRPO)."""
     micro_batch: int = Field(8, ge=1)
-    """Responses in one forward and backward pass: memory, not the gradient (but entropy_bonus)."""
+    """Responses in one forward and backward pass, at most: memory, not the gradient."""
     max_prompt_tokens: int = Field(512, ge=1)
     """Longer prompts are dropped, and counted."""
     max_response_tokens: int = Field(16384, ge=1)
@@ -103,9 +100,40 @@ class TrainConfig(_Strict):
     """Nucleus of the rollout."""
     top_k: int = Field(0, ge=0)
     """Candidates of the rollout; 0 is all."""
+    dynamic_sampling: bool = False
+    """Train on groups alone whose answers are neither all right nor all wrong, and draw prompts
+    until the rollout is full (DAPO)."""
+    max_draws: int = Field(10, ge=1)
+    """Times that prompts are drawn for one rollout; then it is trained on as it is, and says so."""
+    keep_surplus: bool = False
+    """Hand groups beyond a full rollout to the next one (a step off policy), not drop them."""
+    patience: int = Field(20, ge=0)
+    """Steps without any group with a signal, after which the run stops; 0 never does."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What draws the rollouts."""
+    rollout_batch: int = Field(256, ge=1)
+    """Responses generated at once by engine ``transformers``: memory, not the result."""
+    fold_adapter: Literal["auto", "never"] = "auto"
+    """Merge the adapter for the time of a rollout where that is exact (float32 weights)."""
+    old_logps: Literal["auto", "sampled", "recomputed"] = "auto"
+    """Log-probabilities of the ratio's base: those of sampling, or scored again by the trainer.
+    ``auto`` takes the sampled ones where sampler and trainer agree (transformers in float32)."""
+    importance_cap: float = Field(2.0, ge=0)
+    """Where they were drawn by another engine: cap of the tokens' importance weights; 0 is off."""
+    vllm_mode: Literal["colocate", "server"] = "colocate"
+    """vLLM in the training processes, or as a server of its own."""
+    vllm_url: str | None = None
+    """Address of the vLLM server."""
+    vllm_memory: float = Field(0.3, gt=0, le=1)
+    """Share of the GPU's memory for colocated vLLM."""
+    vllm_tensor_parallel: int = Field(1, ge=1)
+    """GPUs per colocated vLLM engine."""
 
     loss: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
-    """``dapo`` is the token mean, over a rollout's mean tokens per mini-batch (TRL's)."""
+    """``dapo``: mean over a mini-batch's tokens; ``grpo``: over its sequences' token means;
+    ``dr_grpo``: over a constant length."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Importance ratio of each token, or of the whole sequence (GSPO)."""
     advantage_scale: Literal["group", "batch", "none"] = "group"
     """What the advantage is divided by: standard deviation of its group, the batch, or nothing."""
     clip_low: float = Field(0.2, gt=0, lt=1)
@@ -129,10 +157,14 @@ class TrainConfig(_Strict):
     """Of the frozen base weights; adapters are float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
+    processes: int = Field(0, ge=0)
+    """Processes that the run must have, started by torchrun; 0 takes any number."""
     threads: int = Field(0, ge=0)
-    """CPU threads; 0 leaves PyTorch's choice."""
+    """CPU threads of each process; 0 leaves PyTorch's choice."""
     gradient_checkpointing: bool = False
     """Trade time for memory."""
+    measure_kl_base: bool = True
+    """Measure the KL to the base at every step (one more scoring pass of the rollout)."""
     save_every: int = Field(50, ge=0)
     """Training steps between checkpoints; 0 saves only the final adapter."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -144,18 +176,27 @@ class TrainConfig(_Strict):
     eval_base: bool = False
     """Score the base model on them as well."""
 
+    @field_validator("method")
+    @classmethod
+    def _canonical(cls, method: str) -> str:
+        return compose(method).name
+
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
-        registry.get(self.method)
+        method = compose(self.method)
         if self.prompts_per_step % self.mini_batch_prompts:
             raise ValueError(
                 f"prompts_per_step {self.prompts_per_step} is not a multiple of "
                 f"mini_batch_prompts {self.mini_batch_prompts}"
             )
-        if (self.mini_batch_prompts * self.group_size) % self.micro_batch:
+        if self.start and not method.has_factors:
+            raise ValueError(f"{method.name} starts from no factors; leave start out")
+        if self.keep_surplus and not self.dynamic_sampling:
+            raise ValueError("keep_surplus needs dynamic_sampling")
+        if self.engine == "vllm" and self.old_logps == "sampled":
             raise ValueError(
-                f"micro_batch {self.micro_batch} does not divide a mini-batch of "
-                f"{self.mini_batch_prompts * self.group_size} responses"
+                "old_logps 'sampled' needs engine 'transformers': vLLM's log-probabilities differ "
+                "from the trainer's; use 'auto'"
             )
         if self.overlong_buffer and self.overlong_buffer >= self.max_response_tokens:
             raise ValueError(
@@ -171,7 +212,7 @@ class TrainConfig(_Strict):
         return self
 
 
-class EvalConfig(_Strict):
+class EvalConfig(Strict):
     """One evaluation: sample n responses per problem, verify, report pass@k with intervals."""
 
     model: str
@@ -189,6 +230,8 @@ class EvalConfig(_Strict):
     answer_column: str = "answer"
     """As in training."""
     prompt_template: str = "{prompt}"
+    """As in training."""
+    plain_prompts: bool = False
     """As in training."""
     problems: int = Field(0, ge=0)
     """Problems to score; 0 is all of a file, or 256 of ``arithmetic``."""
@@ -220,74 +263,3 @@ class EvalConfig(_Strict):
         if self.task == "file" and self.data is None:
             raise ValueError("task 'file' needs data, a JSONL or parquet file or a hub data set")
         return self
-
-
-def preset_names() -> list[str]:
-    """Names of the packaged presets."""
-    folder = resources.files("orthora") / "presets"
-    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if ".toml" in p.name)
-
-
-def read_toml(name: str | Path) -> dict[str, Any]:
-    """The table in a TOML file, or in the packaged preset of that name.
-
-    Raises:
-        ValueError: if there is neither, or the file is not TOML.
-    """
-    path = Path(name)
-    if not path.is_file() and str(name) in preset_names():
-        text = (resources.files("orthora") / "presets" / f"{name}.toml").read_text()
-    elif path.is_file():
-        text = path.read_text(encoding="utf-8")
-    else:
-        raise ValueError(
-            f"no config file {str(name)!r}; give a TOML file or a preset: "
-            f"{', '.join(preset_names())}"
-        )
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{name} is not valid TOML: {error}") from error
-
-
-def build(kind: type[Config], source: Config | dict[str, Any] | str | Path) -> Config:
-    """A validated config from itself, a dict, a TOML file, or a preset's name.
-
-    Raises:
-        ValueError: one line per mistake; an unknown key comes with the nearest known one.
-    """
-    if isinstance(source, kind):
-        return source
-    if isinstance(source, str | Path):
-        source = read_toml(source)
-    if not isinstance(source, dict):
-        raise ValueError(f"{kind.__name__} can't be made of a {type(source).__name__}")
-    table = source
-    unknown = [key for key in table if key not in kind.model_fields]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], kind.model_fields, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown config key {unknown[0]!r}.{hint}")
-    try:
-        return kind(**table)
-    except pydantic.ValidationError as error:
-        raise ValueError("; ".join(_plain(item) for item in error.errors())) from error
-
-
-def _plain(item: Any) -> str:
-    """One validation mistake as `key: what is wrong, got value`."""
-    key = ".".join(str(part) for part in item["loc"])
-    message = item["msg"].removeprefix("Value error, ")
-    if not key:
-        return message
-    value = "" if item["type"] == "missing" else f", got {item['input']!r}"
-    return f"{key}: {message[0].lower()}{message[1:]}{value}"
-
-
-def to_toml(config: BaseModel) -> str:
-    """The config as TOML that `build` reads back to an equal object; None is left out."""
-    lines = []
-    for key, value in config.model_dump(mode="json").items():
-        if value is not None:
-            lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")
-    return "\n".join(lines) + "\n"

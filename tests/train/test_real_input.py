@@ -37,6 +37,7 @@ FILES = {
         "data": str(DATA / "dapo_math_17k" / "dapo_math_17k.parquet"),
         "prompt_column": "prompt",
         "answer_column": "reward_model.ground_truth",
+        "plain_prompts": True,  # chat messages, and these tokenizers have no template
     },
 }
 needs_data = pytest.mark.skipif(

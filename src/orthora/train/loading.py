@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftModel
 from trl.trainer.utils import disable_dropout_in_model
 
 from orthora import models
 from orthora.adapters import adapt
 from orthora.config import TrainConfig
 from orthora.tasks import load_problems
-from orthora.train.rewards import OwnReward, import_reward, own_reward, verdict_reward
+from orthora.train.engines import check_engine_available
+from orthora.train.rewards import Judge, OwnReward, import_reward, own_judge, verdict_judge
+from orthora.train.rollouts import Stream
+from orthora.train.settings import updates_per_step
 from orthora.types import Problem
 
 
@@ -20,44 +22,46 @@ class Parts:
 
     Attributes:
         tokenizer: of the base model.
-        model: the base with fresh adapters.
+        model: the base, adapted.
         train: training problems within the prompt limit.
+        stream: the same problems in the order in which they are drawn.
         held_out: problems to score at the end; may be empty.
         dropped: training prompts over the limit, or without a token the tokenizer knows.
-        reward: TRL reward function.
+        judge: of responses.
     """
 
     tokenizer: Any
-    model: PeftModel
+    model: Any
     train: list[Problem]
+    stream: Stream
     held_out: list[Problem]
     dropped: int
-    reward: Any
+    judge: Judge
 
 
-def load_parts(config: TrainConfig, reward: OwnReward | None) -> Parts:
+def load_parts(config: TrainConfig, reward: OwnReward | None, device: str) -> Parts:
     """Read model and data and attach the adapters.
 
     Raises:
         ValueError: as `orthora.train` says, for model, data and adapter.
     """
-    device = models.pick_device(config.device)
+    check_engine_available(config)
     if reward is None and config.reward:
         reward = import_reward(config.reward)
     tokenizer = models.load_tokenizer(config.model)
     train_problems, held_out = _problems(config)
-    ids = [models.prompt_ids(problem, tokenizer) for problem in train_problems]
-    fits = [0 < len(prompt) <= config.max_prompt_tokens for prompt in ids]
-    kept = [problem for problem, fit in zip(train_problems, fits, strict=True) if fit]
+    plain = config.plain_prompts
+    ids = [models.prompt_ids(problem, tokenizer, plain=plain) for problem in train_problems]
+    kept = [i for i, prompt in enumerate(ids) if 0 < len(prompt) <= config.max_prompt_tokens]
     if len(kept) < config.prompts_per_step:
         raise ValueError(
             f"{len(kept)} of {len(train_problems)} prompts are within max_prompt_tokens "
             f"{config.max_prompt_tokens}, and a step needs {config.prompts_per_step}; raise "
             "max_prompt_tokens, lower prompts_per_step, or give more data"
         )
+    problems, prompts = [train_problems[i] for i in kept], [ids[i] for i in kept]
     base = models.load_model(config.model, config.dtype, device)
-    largest = max(max(prompt) for prompt, fit in zip(ids, fits, strict=True) if fit)
-    _check_fit(config, base, largest)
+    _check_fit(config, base, max(map(max, prompts)))
     disable_dropout_in_model(base)  # the policy that samples must be the policy that is updated
     model = adapt(
         base,
@@ -68,10 +72,12 @@ def load_parts(config: TrainConfig, reward: OwnReward | None) -> Parts:
         seed=config.seed,
         dropout=config.dropout,
         start=config.start,
+        total_updates=config.steps * updates_per_step(config),
     )
-    function = own_reward(reward) if reward else verdict_reward(config.reward_rule)
+    judge = own_judge(reward) if reward else verdict_judge(config.reward_rule)
+    stream = Stream(problems, prompts, config.seed)
     dropped = len(train_problems) - len(kept)
-    return Parts(tokenizer, model, kept, held_out, dropped, function)
+    return Parts(tokenizer, model, problems, stream, held_out, dropped, judge)
 
 
 def _check_fit(config: TrainConfig, base: Any, largest: int) -> None:

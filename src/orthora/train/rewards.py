@@ -1,9 +1,10 @@
-"""Reward functions in TRL's calling convention."""
+"""Rewards: verifiers and users' functions behind one form, and length shaping."""
 
 import importlib
 import importlib.util
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,66 +14,66 @@ OwnReward = Callable[[str, str], float]
 """A user's reward: (response, gold answer) -> score."""
 
 
-def verdict_reward(rule: str) -> Callable[..., list[float]]:
-    """+1 for a correct final answer, -1 for any other, and the pass rate as a metric."""
+@dataclass(frozen=True)
+class Judged:
+    """What a reward says of one response.
 
-    def correctness(
-        completions: list[Any], answer: list[str], log_metric: Any = None, **_: Any
-    ) -> list[float]:
-        verdicts = [
-            math_verdict(_text(completion), gold, rule=rule)
-            for completion, gold in zip(completions, answer, strict=True)
-        ]
-        if log_metric:
-            log_metric("pass_rate", sum(v.correct for v in verdicts) / len(verdicts))
-        return [1.0 if verdict.correct else -1.0 for verdict in verdicts]
+    Attributes:
+        score: +1 or -1 of a verifier, or the user's number.
+        passed: whether the response counts as correct.
+    """
 
-    return correctness
+    score: float
+    passed: bool
 
 
-def own_reward(function: OwnReward) -> Callable[..., list[float]]:
+Judge = Callable[[str, str], Judged]
+"""(response, gold answer) -> verdict."""
+
+
+def verdict_judge(rule: str) -> Judge:
+    """+1 for a correct final answer, -1 for any other."""
+
+    def judge(response: str, answer: str) -> Judged:
+        correct = math_verdict(response, answer, rule=rule).correct
+        return Judged(1.0 if correct else -1.0, correct)
+
+    return judge
+
+
+def own_judge(function: OwnReward) -> Judge:
     """A user's function with its scores checked; positive scores count as passes."""
 
-    def reward(
-        completions: list[Any], answer: list[str], log_metric: Any = None, **_: Any
-    ) -> list[float]:
-        scores = []
-        for completion, gold in zip(completions, answer, strict=True):
-            value = function(_text(completion), gold)
-            if not isinstance(value, int | float):
-                raise ValueError(
-                    f"the reward returned {value!r} for the response {_text(completion)[:80]!r}; "
-                    "return a number for every response"
-                )
-            score = float(value)
-            if not math.isfinite(score):
-                raise ValueError(
-                    f"the reward returned {score} for the response {_text(completion)[:80]!r}; "
-                    "return a finite number for every response"
-                )
-            scores.append(score)
-        if log_metric:
-            log_metric("pass_rate", sum(score > 0 for score in scores) / len(scores))
-        return scores
+    def judge(response: str, answer: str) -> Judged:
+        value = function(response, answer)
+        if not isinstance(value, int | float):
+            raise ValueError(
+                f"the reward returned {value!r} for the response {response[:80]!r}; return a "
+                "number for every response"
+            )
+        score = float(value)
+        if not math.isfinite(score):
+            raise ValueError(
+                f"the reward returned {score} for the response {response[:80]!r}; return a finite "
+                "number for every response"
+            )
+        return Judged(score, score > 0)
 
-    return reward
+    return judge
 
 
-def overlong_penalty(limit: int, buffer: int, factor: float) -> Callable[..., list[float]]:
+def overlong_penalty(length: int, limit: int, buffer: int, factor: float) -> float:
     """Soft overlong penalty (DAPO, arXiv 2503.14476, eq. 13): 0 to -factor over the buffer.
 
     Args:
-        limit: longest response, L, in tokens.
-        buffer: B; the penalty is 0 up to L - B and grows linearly to ``-factor`` at L.
+        length: of the response, in tokens.
+        limit: longest response, L.
+        buffer: B; the penalty is 0 up to L - B and grows linearly to ``-factor`` at L. 0 is off.
         factor: penalty at the limit.
     """
-
-    def overlong(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        return [
-            min(-(len(ids) - (limit - buffer)) / buffer * factor, 0.0) for ids in completion_ids
-        ]
-
-    return overlong
+    if not buffer:
+        return 0.0
+    return min(-(length - (limit - buffer)) / buffer * factor, 0.0)
 
 
 def import_reward(path: str) -> OwnReward:
@@ -101,10 +102,3 @@ def import_reward(path: str) -> OwnReward:
     if not callable(function):
         raise ValueError(f"the reward {path!r} is a {type(function).__name__}, not a function")
     return cast(OwnReward, function)
-
-
-def _text(completion: Any) -> str:
-    """The response text of a plain or conversational completion."""
-    if isinstance(completion, str):
-        return completion
-    return "".join(str(message["content"]) for message in completion)

@@ -1,25 +1,29 @@
 """RLVR through adapters: a config in, a run folder out."""
 
+import json
 import os
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import PrinterCallback
 
 from orthora import models, store
-from orthora.adapters import export_plain
+from orthora.adapters import base_policy, export_plain, folded, folds_exactly, write_merged
 from orthora.config import TrainConfig, build, read_toml, to_toml
-from orthora.evaluate import EvalResult, Sampling, score
+from orthora.evaluate import EvalResult, score
+from orthora.methods import compose
+from orthora.sampling import Sampling
+from orthora.train import checkpoints
 from orthora.train.loading import Parts, load_parts
 from orthora.train.progress import StepProgress
-from orthora.train.rewards import OwnReward, overlong_penalty
-from orthora.train.settings import grpo_config, updates_per_step
-from orthora.train.trainer import RLVRTrainer, Row
+from orthora.train.rewards import OwnReward
+from orthora.train.trainer import Metrics, RLVRTrainer
+from orthora.train.world import World, join
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class RunResult:
     seconds: float
     trained_parameters: int
     dropped_prompts: int
-    final: Row
+    final: Metrics
     peak_grad_norm: float | None
     mean_kl_update: float | None
     kl_base: float | None
@@ -77,13 +81,17 @@ def train(
     """Train an adapter by DAPO or a variant, and leave a run folder.
 
     The folder holds ``config.toml``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``,
-    ``adapter/`` (plain PEFT: rank r, or 2r for anchored methods) and ``result.json``. It is created
-    only after the config, model and data have been read without error.
+    ``adapter/`` (plain PEFT: rank r, or 2r for anchored methods; for ``full`` and ``safe-mask``
+    ``model/``, the whole model) and ``result.json``. It is created only after the config, model and
+    data have been read without error. Under torchrun every process calls this with the same
+    config; the first one writes.
 
     Args:
         config: a `TrainConfig`, a dict of its fields, a TOML file, or a preset's name.
         reward: own reward (response, gold answer) -> score, in place of the verifier.
-        resume: continue the run in ``config.out`` from its last checkpoint.
+        resume: go on with the run in ``config.out`` from its last complete checkpoint; where there
+            is none yet, from the start. On one kind of machine, with the same number of threads and
+            processes, the result is that of a run that was never interrupted, bit for bit.
         progress: show live progress on stderr.
 
     Returns:
@@ -91,34 +99,56 @@ def train(
 
     Raises:
         ValueError: a bad config, model or data; an output folder that holds another run; a reward
-            or loss that is not finite (the folder then keeps the metrics and says why).
+            or loss that is not finite, or no group with a signal for too long (the folder then
+            keeps the metrics, the last checkpoint, and says why).
+        ConnectionError: if another process of the run died or failed.
     """
     config = build(TrainConfig, config)
+    device = models.pick_device(config.device)
+    world = join(device, config.processes)
     out = Path(config.out)
-    checkpoint = _resume_point(config, out) if resume else _refuse_used(out)
+    with world.together():
+        if world.main:
+            _check_writable(out)
+            _check_resume(config, out) if resume else _refuse_used(out)
     if config.threads:
         torch.set_num_threads(config.threads)
-    _check_writable(out)
-    parts = load_parts(config, reward)
-    _open_folder(config, out, checkpoint)
+    parts = load_parts(config, reward, device)
+    checkpoint = None
+    with world.together():
+        if world.main:
+            checkpoint = _open_folder(config, out, resume)
+    checkpoint = world.from_main((checkpoint,))[0]
     rows = store.read_metrics(out / "metrics.jsonl") if checkpoint else []
     started = time.perf_counter()
     try:
-        _run(config, parts, out, rows, checkpoint, progress)
-        export_plain(parts.model, out / "adapter")
-        evaluation, base = _evaluate(config, parts)
+        _run(config, parts, world, out, rows, checkpoint, progress)
+        evaluation, base = _finish(config, parts, world, out)
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        status = "stopped" if stopped else "failed"
-        reason = "interrupted" if stopped else f"{type(error).__name__}: {error}"
-        seconds = time.perf_counter() - started
-        result = _result(config, parts, rows, status, reason, seconds, None, None)
-        store.write_json(out / "result.json", asdict(result))
+        if world.main:
+            _write_failure(config, parts, out, rows, error, time.perf_counter() - started)
         raise
     seconds = sum(row.get("seconds") or 0.0 for row in rows)
     result = _result(config, parts, rows, "finished", None, seconds, evaluation, base)
-    store.write_json(out / "result.json", asdict(result))
+    if world.main:
+        store.write_json(out / "result.json", asdict(result))
     return result
+
+
+def _write_failure(
+    config: TrainConfig,
+    parts: Parts,
+    out: Path,
+    rows: list[Metrics],
+    error: BaseException,
+    seconds: float,
+) -> None:
+    """Say in the folder why the run ended early."""
+    stopped = isinstance(error, KeyboardInterrupt)
+    status = "stopped" if stopped else "failed"
+    reason = "interrupted" if stopped else f"{type(error).__name__}: {error}"
+    result = _result(config, parts, rows, status, reason, seconds, None, None)
+    store.write_json(out / "result.json", asdict(result))
 
 
 def _refuse_used(out: Path) -> None:
@@ -137,107 +167,120 @@ def _check_writable(out: Path) -> None:
         raise ValueError(f"can't create {out}: {parent} is not a folder that can be written to")
 
 
-def _resume_point(config: TrainConfig, out: Path) -> Path:
-    """The last whole checkpoint of an unfinished run with the same config.
+def _check_resume(config: TrainConfig, out: Path) -> None:
+    """What is in ``out`` is an unfinished run with the same config, or nothing.
 
     Raises:
-        ValueError: if there is no such run or checkpoint, it is finished, or its config differs.
+        ValueError: if it is something else, finished, or its config differs, naming the keys.
     """
     if not (out / "config.toml").is_file():
-        raise ValueError(f"{out} holds no run to resume; start without --resume")
-    if (out / "adapter").is_dir():
+        _refuse_used(out)
+        return
+    result = out / "result.json"
+    if result.is_file() and json.loads(result.read_text())["status"] == "finished":
         raise ValueError(
-            f"{out} is finished: its adapter is written; score it with orthora eval, or choose "
-            "another out for a new run"
+            f"{out} is finished; score it with orthora eval, or choose another out for a new run"
         )
     before = build(TrainConfig, read_toml(out / "config.toml")).model_dump()
     differing = [k for k, v in config.model_dump().items() if before[k] != v and k != "out"]
     if differing:
-        raise ValueError(f"{out} was run with another config; these differ: {', '.join(differing)}")
-    found = [
-        path
-        for path in (out / "checkpoints").glob("checkpoint-*")
-        if (path / "trainer_state.json").is_file()
-    ]
-    if not found:
-        raise ValueError(
-            f"{out} has no checkpoint yet (save_every is {config.save_every} steps); remove it and "
-            "start again"
-        )
-    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+        pairs = [f"{key} ({before[key]!r} then, {getattr(config, key)!r} now)" for key in differing]
+        raise ValueError(f"{out} was run with another config; these differ: {', '.join(pairs)}")
 
 
-def _open_folder(config: TrainConfig, out: Path, checkpoint: Path | None) -> None:
-    """Write what describes the run, and cut the metrics back to the checkpoint."""
-    store.write_atomic(out / "config.toml", to_toml(config))
-    store.write_json(out / "environment.json", store.environment(torch.get_num_threads()))
+def _open_folder(config: TrainConfig, out: Path, resume: bool) -> Path | None:
+    """Write what describes the run; the checkpoint to go on from, to which metrics are cut back."""
+    checkpoint = checkpoints.latest(out / "checkpoints") if resume else None
     metrics = out / "metrics.jsonl"
     if checkpoint is None:
-        store.write_atomic(metrics, "")
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        return
-    done = int(checkpoint.name.rsplit("-", 1)[1]) // updates_per_step(config)
-    lines = metrics.read_text().splitlines(keepends=True)[:done]
-    store.write_atomic(metrics, "".join(lines))
+        store.write_atomic(metrics, "")
+    else:
+        checkpoints.remove_incomplete(out / "checkpoints")
+        lines = metrics.read_text().splitlines(keepends=True)[: checkpoints.step_of(checkpoint)]
+        store.write_atomic(metrics, "".join(lines))
+    for rest in ("adapter", "model"):  # of a run that was killed after its last step
+        shutil.rmtree(out / rest, ignore_errors=True)
+    (out / "result.json").unlink(missing_ok=True)
+    store.write_json(out / "environment.json", store.environment(torch.get_num_threads()))
+    store.write_atomic(out / "config.toml", to_toml(config))
+    return checkpoint
 
 
 def _run(
     config: TrainConfig,
     parts: Parts,
+    world: World,
     out: Path,
-    rows: list[Row],
+    rows: list[Metrics],
     checkpoint: Path | None,
     progress: bool,
 ) -> None:
     """Train, appending each step's row to ``rows`` and to the metrics log."""
-    rewards = [parts.reward]
-    if config.overlong_buffer and config.overlong_penalty:
-        limit, buffer = config.max_response_tokens, config.overlong_buffer
-        rewards.append(overlong_penalty(limit, buffer, config.overlong_penalty))
-    data = Dataset.from_list(
-        [
-            {"prompt": models.chat_prompt(p, parts.tokenizer), "answer": p.answer, "id": p.id}
-            for p in parts.train
-        ]
-    )
     title = f"{config.method} lr {config.learning_rate:g}"
-    with StepProgress(title, config.steps, shown=progress) as bar:
+    with StepProgress(title, config.steps, shown=progress and world.main) as bar:
 
-        def on_step(row: Row) -> None:
+        def on_step(row: Metrics) -> None:
             rows.append(row)
-            store.append_metrics(out / "metrics.jsonl", row)
-            bar.update(row)
+            if world.main:
+                store.append_metrics(out / "metrics.jsonl", row)
+                bar.update(row)
 
-        trainer = RLVRTrainer(
-            model=parts.model,
-            args=grpo_config(config, out / "checkpoints", parts.model.device.type),
-            reward_funcs=rewards,
-            train_dataset=data,
-            processing_class=parts.tokenizer,
-            updates_per_step=updates_per_step(config),
-            on_step=on_step,
-        )
+        trainer = RLVRTrainer(config, parts, world, out / "checkpoints", on_step)
         trainer.remove_callback(PrinterCallback)  # the bar and the log say more
+        if checkpoint and checkpoints.step_of(checkpoint) >= config.steps:
+            trainer._load_from_checkpoint(str(checkpoint))
+            return
+        if checkpoint:
+            checkpoints.restore_position(trainer, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _finish(
+    config: TrainConfig, parts: Parts, world: World, out: Path
+) -> tuple[EvalResult | None, EvalResult | None]:
+    """Write what was trained, and score it; the first process works, the others wait."""
+    found: tuple[EvalResult | None, EvalResult | None] | None = None
+    with world.together():
+        if world.main:
+            if compose(config.method).export == "merged":
+                write_merged(parts.model, out / "model")
+                parts.tokenizer.save_pretrained(str(out / "model"))
+            else:
+                export_plain(parts.model, out / "adapter")
+            found = _evaluate(config, parts)
+    return world.from_main(found)
 
 
 def _evaluate(config: TrainConfig, parts: Parts) -> tuple[EvalResult | None, EvalResult | None]:
     """Held-out scores after training, and of the base if asked for."""
     if not parts.held_out:
         return None, None
-    how = Sampling(samples=config.eval_samples, max_tokens=config.max_response_tokens)
-    rule = config.reward_rule
-    trained = score(parts.model, parts.tokenizer, parts.held_out, how, rule=rule)
+    how = Sampling(max_tokens=config.max_response_tokens, batch=config.rollout_batch)
+
+    def scored() -> EvalResult:
+        return score(
+            parts.model,
+            parts.tokenizer,
+            parts.held_out,
+            how,
+            config.eval_samples,
+            rule=config.reward_rule,
+            plain=config.plain_prompts,
+        )
+
+    with folded(parts.model) if folds_exactly(parts.model) else nullcontext():
+        trained = scored()
     if not config.eval_base:
         return trained, None
-    with parts.model.disable_adapter():
-        return trained, score(parts.model, parts.tokenizer, parts.held_out, how, rule=rule)
+    with base_policy(parts.model):
+        return trained, scored()
 
 
 def _result(
     config: TrainConfig,
     parts: Parts,
-    rows: list[Row],
+    rows: list[Metrics],
     status: str,
     reason: str | None,
     seconds: float,

@@ -1,22 +1,71 @@
-"""A run's config in TRL's terms."""
+"""A run's config in the terms of TRL, of the loss and of the collector."""
 
 from pathlib import Path
 
 from trl.trainer.grpo_config import GRPOConfig
 
 from orthora.config import TrainConfig
+from orthora.train.collect import Rules
+from orthora.train.losses import Objective
+from orthora.train.world import World
 
 
 def updates_per_step(config: TrainConfig) -> int:
     """Optimizer updates on each rollout."""
-    return config.prompts_per_step // config.mini_batch_prompts
+    return config.update_epochs * config.prompts_per_step // config.mini_batch_prompts
 
 
-def grpo_config(config: TrainConfig, checkpoints: Path, device: str) -> GRPOConfig:
-    """The run in TRL's terms; every field that matters is set, none is left to a default."""
+def passes_per_update(config: TrainConfig, world: World) -> int:
+    """Micro-batches that each process goes through in one update."""
+    rows = -(-config.mini_batch_prompts * config.group_size // world.size)
+    return -(-rows // config.micro_batch)
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    """What is minimised."""
+    return Objective(
+        loss=config.loss,
+        ratio=config.ratio,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+        beta=config.beta,
+        entropy_bonus=config.entropy_bonus,
+        max_tokens=config.max_response_tokens,
+    )
+
+
+def rules_of(config: TrainConfig, multiple: int) -> Rules:
+    """What a rollout must hold.
+
+    Args:
+        config: of the run.
+        multiple: prompts are drawn in multiples of this.
+    """
+    return Rules(
+        prompts=config.prompts_per_step,
+        group_size=config.group_size,
+        dynamic=config.dynamic_sampling,
+        draws=config.max_draws,
+        least=config.prompts_per_step // config.mini_batch_prompts,
+        keep_surplus=config.keep_surplus,
+        multiple=multiple,
+        limit=config.max_response_tokens,
+        buffer=config.overlong_buffer,
+        penalty=config.overlong_penalty,
+    )
+
+
+def grpo_config(config: TrainConfig, checkpoints: Path, device: str, world: World) -> GRPOConfig:
+    """The run in TRL's terms.
+
+    Of these TRL uses processes, optimizer steps, schedule, clipping of gradients, checkpoints and
+    vLLM; rollouts, rewards and loss are orthora's, so that ``beta`` stays 0 here: TRL would load or
+    copy a reference policy of its own.
+    """
     updates = updates_per_step(config)
-    mini_batch = config.mini_batch_prompts * config.group_size
-    accumulate = mini_batch // config.micro_batch
+    G = config.group_size
+    groups = -(-config.prompts_per_step // world.size)
     cosine = {"min_lr_rate": config.min_lr_ratio} if config.schedule == "cosine" else {}
     constant = "constant_with_warmup" if config.warmup_steps else "constant"
     return GRPOConfig(
@@ -26,36 +75,32 @@ def grpo_config(config: TrainConfig, checkpoints: Path, device: str) -> GRPOConf
         seed=config.seed,
         data_seed=config.seed,
         max_steps=config.steps * updates,
-        per_device_train_batch_size=config.micro_batch,
-        gradient_accumulation_steps=accumulate,
-        steps_per_generation=accumulate * updates,
-        num_generations=config.group_size,
+        per_device_train_batch_size=G,  # with the next line: vLLM's sequences at a time
+        steps_per_generation=groups,
+        gradient_accumulation_steps=passes_per_update(config, world),
+        num_generations=G,
         num_iterations=1,
         max_completion_length=config.max_response_tokens,
         temperature=config.temperature,
         top_p=config.top_p,
         top_k=config.top_k,
-        loss_type=config.loss,
-        scale_rewards=config.advantage_scale,
-        epsilon=config.clip_low,
-        epsilon_high=config.clip_high,
-        delta=config.dual_clip,
-        beta=config.beta,
-        entropy_coef=config.entropy_bonus,
-        mask_truncated_completions=config.mask_truncated,
-        optim="adamw_torch",
+        beta=0.0,
+        use_vllm=config.engine == "vllm",
+        vllm_mode=config.vllm_mode,
+        vllm_server_base_url=config.vllm_url,
+        vllm_gpu_memory_utilization=config.vllm_memory,
+        vllm_tensor_parallel_size=config.vllm_tensor_parallel,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine_with_min_lr" if cosine else constant,
         lr_scheduler_kwargs=cosine or None,
         warmup_steps=config.warmup_steps * updates,
-        weight_decay=config.weight_decay,
-        adam_beta1=config.adam_betas[0],
-        adam_beta2=config.adam_betas[1],
         max_grad_norm=config.grad_clip,
         gradient_checkpointing=config.gradient_checkpointing,
+        ddp_find_unused_parameters=False,
         save_strategy="steps" if config.save_every else "no",
         save_steps=config.save_every * updates or 1,
-        save_total_limit=config.keep_checkpoints,
+        save_total_limit=None,  # orthora rotates: by completeness, not by time
+        ignore_data_skip=True,  # the prompt stream knows its place
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -1,99 +1,120 @@
-"""TRL's GRPOTrainer with the measurements that RLVR through adapters needs, at every step.
+"""TRL's GRPOTrainer around our rollouts and our loss, with measurements at every step.
 
-A *training step* is one rollout and all optimizer updates on it (TRL counts updates). After the
-last update the rollout's own tokens are scored once more under the new policy: a signal taken
-inside the last mini-batch underestimates the policy's movement by an order of magnitude.
+A *training step* is one rollout and all optimizer updates on it (TRL counts updates). From TRL come
+processes, sharding, optimizer steps, schedules, checkpoint files and vLLM; which responses are
+trained on, and what is minimised, is ours. After the last update the rollout's own tokens are
+scored once more under the new policy: a signal taken inside the last mini-batch underestimates the
+policy's movement by an order of magnitude.
 """
 
-import math
 import time
-from collections import defaultdict
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-Row = dict[str, Any]
+from orthora.adapters import after_update, base_policy, folds_exactly, orthogonality
+from orthora.config import TrainConfig
+from orthora.methods import compose
+from orthora.train import checkpoints
+from orthora.train.collect import Collector, Rollout, rollout_metrics
+from orthora.train.engines import SharedEngine, TransformersEngine, serve_merged_weights
+from orthora.train.loading import Parts
+from orthora.train.losses import total_loss
+from orthora.train.measure import Gradients, Tally, gap, kl_sums, rank_metrics, token_means
+from orthora.train.optimizers import make_optimizer
+from orthora.train.rollouts import Row, rows_of
+from orthora.train.scoring import Scorer
+from orthora.train.settings import grpo_config, objective_of, rules_of, updates_per_step
+from orthora.train.updates import Plan, plan_updates
+from orthora.train.world import World, check_engine
+
+Metrics = dict[str, Any]
 """One training step's metrics, by name."""
+
+_DISAGREEMENT = 0.05  # nats; sampler and trainer in float32 differ by less than 1e-4
+
+
+class Idle(ValueError):
+    """No group of any rollout has carried a signal for too long."""
 
 
 class RLVRTrainer(GRPOTrainer):
-    """GRPOTrainer that hands one row of metrics per training step to ``on_step``.
+    """GRPOTrainer that collects and trains as `TrainConfig` says.
 
     Args:
-        updates_per_step: optimizer updates on each rollout.
-        on_step: called with each row, after the step's last update.
-        *args: of GRPOTrainer.
-        **kwargs: of GRPOTrainer.
+        config: of the run.
+        parts: model, tokenizer, problems, judge.
+        world: the processes.
+        folder: of checkpoints.
+        on_step: called with each row, after the step's last update, on every process.
     """
 
     def __init__(
         self,
-        *args: Any,
-        updates_per_step: int,
-        on_step: Callable[[Row], None],
-        **kwargs: Any,
+        config: TrainConfig,
+        parts: Parts,
+        world: World,
+        folder: Any,
+        on_step: Callable[[Metrics], None],
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self._updates_per_step = updates_per_step
-        self._on_step = on_step
-        self._rollout: dict[str, Tensor] = {}
-        self._verdicts: list[bool] = []
-        self._clock: dict[str, float] = defaultdict(float)
-        self._norms: list[dict[str, float]] = []
-        self._started = time.perf_counter()
-        self.add_callback(_StepEnd(self))
+        self._config, self._world, self._on_step = config, world, on_step
+        self._method = compose(config.method)
+        self._objective = objective_of(config)
+        self._updates_per_step = updates_per_step(config)
+        args = grpo_config(config, folder, parts.model.device.type, world)
+        super().__init__(
+            model=parts.model,
+            args=args,
+            reward_funcs=[_unused_reward],
+            train_dataset=Dataset.from_list([{"prompt": parts.train[0].id}]),
+            processing_class=parts.tokenizer,
+        )
+        check_engine(self.accelerator)
+        self.collector = Collector(
+            stream=parts.stream,
+            generate=self._engine(parts),
+            decode=lambda ids: parts.tokenizer.decode(ids, skip_special_tokens=True),
+            judge=parts.judge,
+            rules=rules_of(config, world.size if self._sharded else 1),
+            world=world,
+        )
+        self._pad: int = parts.tokenizer.pad_token_id
+        self._plan = Plan([], [])
+        self._idle = 0
+        self._position = 0
+        self._tally = Tally()
+        self._gradients = Gradients()
+        self.add_callback(_Upkeep(self))
 
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._clock[phase] += time.perf_counter() - started
+    # What TRL asks for
 
-    def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        with self._timed("generate"):
-            return super()._generate(*args, **kwargs)
+    def get_train_dataloader(self) -> DataLoader:
+        """Ticks, one per micro-batch; the collector draws the prompts."""
+        ticks = range(self.args.max_steps * self.args.gradient_accumulation_steps)
+        generator = torch.Generator()  # its own: the global one belongs to dropout
+        return DataLoader(ticks, batch_size=1, collate_fn=list, generator=generator)  # pyright: ignore[reportArgumentType]
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Any:
-        with self._timed("reward"):
-            return super()._calculate_rewards(*args, **kwargs)
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW, or the optimizer that the method names."""
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(model or self.model, self._method, self._config)
+        return self.optimizer
 
-    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        """Roll out as TRL does, and keep the tokens with their log-probabilities."""
-        self._started = time.perf_counter()
-        self._clock.clear()
-        self._norms.clear()
-        self._metrics["train"].clear()
-        with _dropout_off(self.model):
-            output = super()._generate_and_score_completions(inputs)
-        kept = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        self._rollout = {key: output[key] for key in kept}
-        with self._timed("kl"):
-            old = output.get("old_per_token_logps")
-            self._rollout["logps"] = self._score_rollout() if old is None else old
-        return output
-
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        scores = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        self._scored = scores[0].detach()
-        return scores
-
-    def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
-        """TRL's loss; it counts the lower and upper clip, and this adds the dual clip."""
-        loss = super()._compute_loss(model, inputs)
-        args: Any = self.args
-        old, bound = inputs.get("old_per_token_logps"), args.delta
-        if bound is not None:
-            share = 0.0  # without old log-probabilities every ratio is 1
-            if old is not None:
-                ratio, mask = (self._scored - old).exp(), inputs["completion_mask"]
-                share = dual_clipped(ratio, inputs["advantages"], mask, bound)
-            self._metrics["train"]["clip_ratio/dual_mean"].append(share)
-        return loss
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """The next micro-batch; a new rollout where the last one is used up."""
+        if self._position >= len(self._plan.passes):
+            self._start_step()
+        self._position += 1
+        return self._plan.passes[self._position - 1]
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass; gradient norms are read before clipping.
@@ -108,151 +129,221 @@ class RLVRTrainer(GRPOTrainer):
                 "learning rate, or train in float32"
             )
         if self.accelerator.sync_gradients:
-            self._norms.append(_gradient_norms(model))
+            self._gradients.read(self._policy)
         return loss
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """This micro-batch's share of the mini-batch's loss."""
+        rows, divisor = inputs
+        batch = self._scorer.batch(rows)
+        new, entropy = self._scorer.score(model, batch)
+        assert batch.old is not None, "a rollout is scored"
+        loss, clipped = total_loss(
+            new,
+            entropy,
+            batch.old,
+            batch.reference,
+            batch.weight(self._config.importance_cap),
+            batch.advantage,
+            batch.mask,
+            self._objective,
+            divisor,
+        )
+        self._tally.count(loss, clipped, entropy, batch.mask)
+        if self._position <= self.args.gradient_accumulation_steps and self._compares:
+            self._tally.widen(gap(new, batch.old, batch.mask))  # the policy has not moved yet
+        term = orthogonality(self._policy)
+        if term is not None:
+            loss = loss + term / self.args.gradient_accumulation_steps / self._world.size
+        return loss * self._world.size  # gradients are averaged over processes
+
+    # One training step
+
+    def _start_step(self) -> None:
+        """Roll out, and lay out the passes of all updates."""
+        self._started = time.perf_counter()
+        self._clock: dict[str, float] = {}
+        self._tally, self._gradients = Tally(), Gradients()
+        config = self._config
+        self._rollout = self.collector.collect()
+        self._check_idle(self._rollout)
+        rows = rows_of(
+            self._rollout.groups, config.advantage_scale, mask_truncated=config.mask_truncated
+        )
+        self._plan = plan_updates(
+            rows,
+            self._objective,
+            group_size=config.group_size,
+            updates=config.prompts_per_step // config.mini_batch_prompts,
+            epochs=config.update_epochs,
+            passes=self.args.gradient_accumulation_steps,
+            micro_batch=config.micro_batch,
+            rank=self._world.rank,
+            size=self._world.size,
+        )
+        with self._timed("kl"):
+            self._score_beforehand(self._plan.rows)
+        self._position = 0
+
+    def _score_beforehand(self, rows: list[Row]) -> None:
+        """Log-probabilities of the rollout under the policy and under the base, where needed."""
+        if self._recomputes:
+            for row, values in zip(rows, self._scorer.logps(rows), strict=True):
+                row.sampled, row.old = row.old, values
+                if row.sampled is not None:
+                    known = ~row.sampled.isnan()
+                    self._tally.widen(gap(values, row.sampled.nan_to_num(0.0), known))
+        if self._config.beta or self._config.measure_kl_base:
+            with base_policy(self._policy):
+                references = self._scorer.logps(rows, fold=False)
+            for row, values in zip(rows, references, strict=True):
+                row.reference = values
+
+    def _check_idle(self, rollout: Rollout) -> None:
+        """Stop a run in which nothing is learnt.
+
+        Raises:
+            Idle: after ``patience`` steps without a signal.
+        """
+        signal = any(group.has_signal for group in rollout.groups)
+        self._idle = 0 if signal else self._idle + 1
+        if self._config.patience and self._idle >= self._config.patience:
+            rate = rollout_metrics(rollout)["pass_rate"]
+            raise Idle(
+                f"for {self._idle} steps all answers of every group were right, or all wrong (pass "
+                f"rate {rate:.2f}), so there is nothing to learn from; use problems nearer to the "
+                "model's level, a larger group_size, or dynamic_sampling (patience = 0 goes on)"
+            )
 
     def finish_step(self) -> None:
         """Measure the step that just ended and hand its row over."""
         with self._timed("kl"):
-            update = _kl(self._rollout["logps"], self._score_rollout(), self._mask)
-            model: Any = self.accelerator.unwrap_model(self.model)
-            with model.disable_adapter():
-                base = _kl(self._rollout["logps"], self._score_rollout(), self._mask)
-        total = time.perf_counter() - self._started
-        clock = dict(self._clock)
-        clock["train"] = total - sum(clock.values())
-        row: Row = {"step": self.state.global_step // self._updates_per_step}
-        row |= self._rollout_metrics()
-        row |= {"kl_update_k1": update[0], "kl_update_k3": update[1]}
-        row |= {"kl_base_k1": base[0], "kl_base_k3": base[1]}
-        row |= _mean_norms(self._norms)
+            after = self._scorer.logps(self._plan.rows)
+        mine = kl_sums(self._plan.rows, after) | self._tally.sums()
+        everybody = self._world.gather((mine, self._tally.gap))
+        sums = {key: sum(part[key] for part, _ in everybody) for key in mine}
+        largest = max(gap for _, gap in everybody)
+        if largest > _DISAGREEMENT and self._compares:
+            warnings.warn(
+                f"sampler and trainer differ by up to {largest:.2g} nats in a token; use "
+                "old_logps 'recomputed', or train in float32",
+                stacklevel=2,
+            )
+        config = self._config
+        row: Metrics = {"step": self.state.global_step // self._updates_per_step}
+        row |= rollout_metrics(self._rollout)
+        base = config.measure_kl_base or config.beta > 0
+        row |= token_means(sums, updates=self._updates_per_step, base=base)
+        row["sampling_gap"] = largest if self._compares or self._recomputes else None
+        row |= self._gradients.metrics()
+        row |= rank_metrics(self._policy)
         row["lr"] = self._get_learning_rate()
-        row["seconds"] = total
-        row |= {f"seconds/{phase}": seconds for phase, seconds in sorted(clock.items())}
+        row |= self._seconds()
         self._on_step(row)
 
-    def _rollout_metrics(self) -> Row:
-        """Reward, pass rate, lengths and clip fractions, averaged over the step's passes."""
-        metrics = self._metrics["train"]
+    def _seconds(self) -> Metrics:
+        """Wall time of the step, in total and by phase."""
+        total = time.perf_counter() - self._started
+        clock = self._rollout.seconds | self._clock
+        clock["train"] = total - sum(clock.values())
+        return {"seconds": total} | {f"seconds/{name}": clock[name] for name in sorted(clock)}
 
-        def mean(name: str) -> float | None:
-            values = [v for v in metrics.get(name, []) if not math.isnan(v)]
-            return sum(values) / len(values) if values else None
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._clock[phase] = self._clock.get(phase, 0.0) + time.perf_counter() - started
 
-        return {
-            "reward": mean("reward"),
-            "reward_std": mean("reward_std"),
-            "pass_rate": mean("pass_rate"),
-            "groups_without_signal": mean("frac_reward_zero_std"),
-            "entropy": mean("entropy"),
-            "clip_low": mean("clip_ratio/low_mean"),
-            "clip_high": mean("clip_ratio/high_mean"),
-            "clip_dual": mean("clip_ratio/dual_mean"),
-            "length": mean("completions/mean_length"),
-            "length_max": mean("completions/max_length"),
-            "truncated": mean("completions/clipped_ratio"),
-        }
+    # What decides how
 
     @property
-    def _mask(self) -> Tensor:
-        return self._rollout["completion_mask"]
+    def _policy(self) -> Any:
+        """The adapted model, without wrappers."""
+        return self.accelerator.unwrap_model(self.model)
 
-    def _score_rollout(self) -> Tensor:
-        """Log-probabilities (B, T) of the rollout's tokens under the current policy, no dropout."""
-        rollout = self._rollout
-        ids = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1)
-        mask = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1)
-        model: Any = self.model
-        model.eval()
-        with torch.no_grad():
-            logps, _, _ = self._get_per_token_logps_and_entropies(
-                model,
-                ids,
-                mask,
-                rollout["completion_ids"].shape[1],
-                batch_size=self.args.per_device_train_batch_size,
-            )
-        model.train()
-        return logps
+    @property
+    def _sharded(self) -> bool:
+        """Whether weights are sharded over processes, so that all must run every forward pass."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    @cached_property
+    def _recomputes(self) -> bool:
+        """Whether the ratio's base is scored by the trainer, and not taken from the sampler.
+
+        Raises:
+            ValueError: if the sampler gives none.
+        """
+        if self._config.old_logps == "sampled" and self._sharded:
+            raise ValueError("sharded weights give no sampled log-probabilities; use 'auto'")
+        if self._config.old_logps != "auto":
+            return self._config.old_logps == "recomputed"
+        low = any(p.element_size() < 4 for p in self._policy.parameters())
+        return self._sharded or low or self._config.engine != "transformers"
+
+    @property
+    def _compares(self) -> bool:
+        """Whether the first update scores what the sampler scored: no dropout, no older groups."""
+        return not (self._recomputes or self._config.dropout or self._config.keep_surplus)
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        fold = self._config.fold_adapter == "auto" and not self._sharded
+        return Scorer(
+            self.model,
+            lambda: self.accelerator.autocast(),
+            self.accelerator.device,
+            self._pad,
+            self._config.micro_batch,
+            fold and folds_exactly(self._policy),
+        )
+
+    def _engine(self, parts: Parts) -> Any:
+        if self._config.engine == "vllm" and not self._sharded:
+            serve_merged_weights(self)
+        if self._config.engine == "vllm" or self._sharded:
+            return SharedEngine(self, self.eos_token_ids)
+        return TransformersEngine(parts.model, parts.tokenizer, self._config)
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """TRL's checkpoint, and what makes it exact."""
+        with checkpoints.whole_ranks(self._policy):
+            super()._save_checkpoint(model, trial)
+        checkpoints.complete(self)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Put back what `_save_checkpoint` wrote, bit for bit."""
+        if self._sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            marker = checkpoints.restore_position(self, resume_from_checkpoint)
+            checkpoints.restore_tensors(self, resume_from_checkpoint, marker)
 
 
-class _StepEnd(TrainerCallback):
-    """Calls ``finish_step`` after the last update on each rollout."""
+class _Upkeep(TrainerCallback):
+    """Work after updates, and the end of a training step."""
 
     def __init__(self, trainer: RLVRTrainer) -> None:
         self._trainer = trainer
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The gradients are still there."""
+        after_update(self._trainer._policy, state.global_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """TRL's step is one update; the rollout's last one ends a training step."""
         if state.global_step % self._trainer._updates_per_step == 0:
             self._trainer.finish_step()
+            if state.global_step >= args.max_steps and self._trainer._config.save_every:
+                control.should_save = True  # what comes after training can be resumed, too
 
 
-@contextmanager
-def _dropout_off(model: Any) -> Iterator[None]:
-    """Sample, and score the samples, with the policy itself; TRL rolls out in training mode."""
-    active = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.training]
-    for module in active:
-        module.eval()
-    yield
-    for module in active:
-        module.train()
-
-
-def _kl(sampled: Tensor, other: Tensor, mask: Tensor) -> tuple[float | None, float | None]:
-    """Estimates of KL(sampling policy || other), in nats per token, on the sampled tokens.
-
-    k1 is the mean log-ratio: unbiased, noisy, can be negative. k3 is the mean of
-    ``exp(d) - 1 - d`` with ``d = other - sampled``: unbiased, never negative (Schulman 2020). The
-    source paper's eq. 6, with rollout policy and updated policy. Both policies are at the rollout's
-    temperature. With top_p < 1 or top_k > 0 the samples come from a truncated policy and the scores
-    don't, so both are estimates of something else. None if no token counts.
-
-    Args:
-        sampled: (B, T) log-probabilities under the policy that drew the tokens.
-        other: (B, T) under the other policy.
-        mask: (B, T), 1 on response tokens.
-    """
-    weight = mask.double()
-    d = (other.double() - sampled.double()) * weight
-    tokens = float(weight.sum())
-    if tokens == 0:
-        return None, None
-    k3 = (torch.expm1(d) - d) * weight
-    return float(-d.sum()) / tokens, float(k3.sum()) / tokens
-
-
-def dual_clipped(ratio: Tensor, advantages: Tensor, mask: Tensor, bound: float) -> float:
-    """Share of response tokens whose loss the dual clip bounds (Ye et al. 2019, arXiv 1912.09729).
-
-    Args:
-        ratio: (B, T), new over old probability.
-        advantages: (B,).
-        mask: (B, T), 1 on response tokens.
-        bound: c; the clip acts where the advantage is negative and the ratio exceeds it.
-    """
-    clipped = (ratio > bound) & (advantages[:, None] < 0)
-    return float((clipped * mask).sum() / mask.sum().clamp(min=1))
-
-
-def _gradient_norms(model: torch.nn.Module) -> dict[str, float]:
-    """Frobenius norms of the gradient: by module type (``q_proj``, ...) and in total."""
-    squares: dict[str, float] = defaultdict(float)
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            kind = name.split(".lora_")[0].rsplit(".", 1)[-1]
-            squares[kind] += float(parameter.grad.detach().float().pow(2).sum())
-    norms = {kind: math.sqrt(value) for kind, value in sorted(squares.items())}
-    return norms | {"": math.sqrt(sum(squares.values()))}
-
-
-def _mean_norms(updates: list[dict[str, float]]) -> Row:
-    """Mean over the step's updates, and the largest total."""
-    if not updates:
-        return {"grad_norm": None, "grad_norm_max": None}
-    row: Row = {
-        f"grad_norm/{kind}" if kind else "grad_norm": sum(u[kind] for u in updates) / len(updates)
-        for kind in updates[0]
-    }
-    row["grad_norm_max"] = max(u[""] for u in updates)
-    return row
+def _unused_reward(**_: Any) -> list[float | None]:
+    raise AssertionError("the collector judges")

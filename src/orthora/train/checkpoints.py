@@ -1,0 +1,169 @@
+"""Checkpoints at rollout boundaries that resume bit for bit.
+
+A checkpoint is the folder that transformers' trainer writes (adapter in PEFT's form, optimizer,
+schedule, random states), and beside these what makes it exact: every trained and frozen tensor of
+the adapter, the position in the prompt stream, groups left over by dynamic sampling, and AdaLoRA's
+running importances. Its marker is written last: a folder without one is not picked up.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import AdaLoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from orthora.adapters import load_upkeep_state, own_parameters, upkeep_state
+from orthora.store import write_json
+from orthora.train.rollouts import Answer, Group
+
+MARKER = "orthora_checkpoint.json"
+_TENSORS, _SURPLUS = "orthora_exact.safetensors", "surplus.pt"
+
+
+def complete(trainer: Any) -> None:
+    """Write the exact state into the checkpoint that was just saved, then its marker; rotate.
+
+    Args:
+        trainer: an `RLVRTrainer` at a rollout boundary.
+    """
+    folder = _folder(trainer)
+    world = trainer._world
+    values: dict[str, Any] = {}
+    state = trainer.collector.state()
+    with world.together():  # everybody's random state is on the disk before the marker is
+        if world.main:
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            upkeep, values = upkeep_state(model)
+            if not trainer._sharded:
+                tensors = {f"model/{name}": p for name, p in own_parameters(model)}
+                tensors |= {f"upkeep/{name}": value for name, value in upkeep.items()}
+                save_file({k: _plain(v) for k, v in tensors.items()}, folder / _TENSORS)
+            torch.save([_as_dict(group) for group in state["surplus"]], folder / _SURPLUS)
+    with world.together():
+        if world.main:
+            write_json(
+                folder / MARKER,
+                {
+                    "step": trainer.state.global_step // trainer._updates_per_step,
+                    "drawn": state["drawn"],
+                    "idle": trainer._idle,
+                    "upkeep": values,
+                    "config": trainer._config.model_dump(mode="json"),
+                },
+            )
+            rotate(folder.parent, trainer._config.keep_checkpoints)
+
+
+def restore_position(trainer: Any, folder: str | Path) -> dict[str, Any]:
+    """Go on in the prompt stream where the checkpoint stands; its marker.
+
+    Raises:
+        ValueError: if the folder is no complete checkpoint.
+    """
+    folder = Path(folder)
+    if not (folder / MARKER).is_file():
+        raise ValueError(f"{folder} is no complete checkpoint of orthora train (no {MARKER})")
+    marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    surplus = torch.load(folder / _SURPLUS, weights_only=True)
+    groups = [_as_group(entry) for entry in surplus]
+    trainer.collector.load({"drawn": marker["drawn"], "surplus": groups})
+    trainer._idle = marker["idle"]
+    return marker
+
+
+def restore_tensors(trainer: Any, folder: str | Path, marker: dict[str, Any]) -> None:
+    """Put back the adapter's tensors, bit for bit.
+
+    Raises:
+        ValueError: if the checkpoint does not fit the model.
+    """
+    tensors = load_file(Path(folder) / _TENSORS)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    targets = {f"model/{name}": p for name, p in own_parameters(model)}
+    saved = {name for name in tensors if name.startswith("model/")}
+    odd = sorted(saved ^ targets.keys()) or [
+        name for name in saved if tensors[name].shape != targets[name].shape
+    ]
+    if odd:
+        raise ValueError(
+            f"checkpoint {folder} does not fit this model: {odd[0].removeprefix('model/')!r} is "
+            "missing, unknown or of another shape; resume with the model and config of the run"
+        )
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(tensors[name])
+    upkeep = {k.removeprefix("upkeep/"): v for k, v in tensors.items() if k.startswith("upkeep/")}
+    load_upkeep_state(model, upkeep, marker["upkeep"])
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint in a folder of checkpoints; None if there is none."""
+    found = [path.parent for path in folder.glob(f"checkpoint-*/{MARKER}")]
+    return max(found, key=_number) if found else None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Training steps done when the checkpoint was written."""
+    return int(json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["step"])
+
+
+def remove_incomplete(folder: Path) -> None:
+    """Delete checkpoints that a kill left half written."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / MARKER).is_file():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def rotate(folder: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` complete checkpoints."""
+    found = sorted((path.parent for path in folder.glob(f"checkpoint-*/{MARKER}")), key=_number)
+    for path in found[:-keep]:
+        (path / MARKER).unlink()  # first: a kill while deleting leaves nothing that looks whole
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def whole_ranks(model: Any) -> Iterator[None]:
+    """Inside, PEFT saves AdaLoRA's triplets as they are: pruned ones grow between two prunings."""
+    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    if not isinstance(config, AdaLoraConfig):
+        yield
+        return
+    pattern, config.rank_pattern = config.rank_pattern, None
+    try:
+        yield
+    finally:
+        config.rank_pattern = pattern
+
+
+def _folder(trainer: Any) -> Path:
+    return Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.detach().cpu().contiguous().clone()
+
+
+def _as_dict(group: Group) -> dict[str, Any]:
+    """A group in types that ``torch.load(weights_only=True)`` reads."""
+    return {
+        "key": group.key,
+        "problem": group.problem,
+        "prompt": list(group.prompt),
+        "answers": [{k: getattr(a, k) for k in Answer.__dataclass_fields__} for a in group.answers],
+    }
+
+
+def _as_group(entry: dict[str, Any]) -> Group:
+    answers = tuple(Answer(**answer) for answer in entry["answers"])
+    return Group(entry["key"], entry["problem"], tuple(entry["prompt"]), answers)

@@ -1,0 +1,140 @@
+"""Measurements of a training step: KL between policies, clips, entropy, gradient norms."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orthora.adapters import ranks
+from orthora.train.losses import Clipped
+from orthora.train.rollouts import Row
+
+
+def kl_sums(rows: Sequence[Row], after: Sequence[Tensor]) -> dict[str, float]:
+    """Sums over tokens for the KL of the update and to the base; divide by ``tokens``.
+
+    KL(rollout policy || other), in nats: k1 sums ``-d``: unbiased, noisy, can be negative. k3 sums
+    ``exp(d) - 1 - d`` with ``d = other - sampled``: unbiased, never negative (Schulman 2020). The
+    source paper's eq. 6. Policies are at the rollout's temperature. With top_p < 1 or top_k > 0 the
+    samples come from a truncated policy and the scores don't, so both are estimates of something
+    else; with dynamic sampling they are taken on the groups that were kept.
+
+    Args:
+        rows: of this process.
+        after: log-probabilities (t,) of each row's tokens after the updates.
+    """
+    sums = {"tokens": 0.0} | {f"{p}_{k}": 0.0 for p in ("update", "base") for k in ("k1", "k3")}
+    for row, new in zip(rows, after, strict=True):
+        assert row.old is not None, "a rollout is scored"
+        sums["tokens"] += len(row.ids)
+        for name, other in (("update", new), ("base", row.reference)):
+            if other is not None:
+                d = other.double() - row.old.double()
+                sums[f"{name}_k1"] -= float(d.sum())
+                sums[f"{name}_k3"] += float((torch.expm1(d) - d).sum())
+    return sums
+
+
+def gap(new: Tensor, old: Tensor | None, mask: Tensor) -> float:
+    """Largest difference between two scorings of the same tokens, in nats."""
+    if old is None:
+        return 0.0
+    return float(((new.detach() - old) * mask).abs().max())
+
+
+def token_means(sums: dict[str, float], *, updates: int, base: bool) -> dict[str, float | None]:
+    """A step's loss, KL, entropy and clip fractions from sums over all processes.
+
+    Args:
+        sums: of `kl_sums` and `Tally.sums`.
+        updates: optimizer updates, over which the loss is averaged.
+        base: whether the KL to the base was measured.
+    """
+    tokens, scored = max(sums["tokens"], 1.0), max(sums["scored"], 1.0)
+    row: dict[str, float | None] = {"loss": sums["loss"] / updates}
+    row |= {f"kl_update_{k}": sums[f"update_{k}"] / tokens for k in ("k1", "k3")}
+    row |= {f"kl_base_{k}": sums[f"base_{k}"] / tokens if base else None for k in ("k1", "k3")}
+    row["entropy"] = sums["entropy"] / scored
+    return row | {f"clip_{name}": sums[name] / scored for name in Clipped._fields}
+
+
+def rank_metrics(model: Any) -> dict[str, Any]:
+    """Mean and largest rank in use, where a method moves ranks about; else nothing."""
+    used = ranks(model)
+    if not used:
+        return {}
+    return {"rank_mean": sum(used.values()) / len(used), "rank_max": max(used.values())}
+
+
+class Tally:
+    """Sums over a training step's passes.
+
+    Attributes:
+        gap: largest difference between the sampler's and the trainer's scores, in nats.
+    """
+
+    def __init__(self) -> None:
+        names: tuple[str, ...] = ("loss", "scored", "entropy", *Clipped._fields)
+        self._sums = dict.fromkeys(names, 0.0)
+        self.gap = 0.0
+
+    def count(self, loss: Tensor, clipped: Clipped, entropy: Tensor, mask: Tensor) -> None:
+        """Add one micro-batch: its share of the mini-batch's loss, and its tokens."""
+        self._sums["loss"] += float(loss.detach())
+        self._sums["scored"] += float(mask.sum())
+        self._sums["entropy"] += float((entropy.detach() * mask).sum())
+        for name, value in clipped._asdict().items():
+            self._sums[name] += value
+
+    def widen(self, gap: float) -> None:
+        """Take a difference into account."""
+        self.gap = max(self.gap, gap)
+
+    def sums(self) -> dict[str, float]:
+        """Of this process; they add up over processes."""
+        return dict(self._sums)
+
+
+class Gradients:
+    """Frobenius norms of a step's gradients, in total and by module type, before clipping."""
+
+    def __init__(self) -> None:
+        self._updates: list[dict[str, float]] = []
+
+    def read(self, model: torch.nn.Module) -> None:
+        """Take the norms of one update."""
+        named = [(n, p.grad) for n, p in model.named_parameters() if p.grad is not None]
+        norms = torch.stack([torch.linalg.vector_norm(g) for _, g in named]).tolist()
+        squares: dict[str, float] = defaultdict(float)
+        for (name, _), norm in zip(named, norms, strict=True):
+            squares[module_type(name)] += norm**2
+        total = math.sqrt(sum(squares.values()))
+        by_type = {kind: math.sqrt(value) for kind, value in sorted(squares.items())}
+        self._updates.append(by_type | {"": total})
+
+    def metrics(self) -> dict[str, Any]:
+        """Mean over the step's updates, and the largest total."""
+        if not self._updates:
+            return {"grad_norm": None, "grad_norm_max": None}
+        row: dict[str, Any] = {
+            f"grad_norm/{kind}" if kind else "grad_norm": sum(u[kind] for u in self._updates)
+            / len(self._updates)
+            for kind in self._updates[0]
+        }
+        row["grad_norm_max"] = max(u[""] for u in self._updates)
+        return row
+
+
+_HELD = ("lora_", "vera_lambda_", "miss_block", "ia3_l", "ln_tuning_layers")
+
+
+def module_type(name: str) -> str:
+    """The type of the module that a parameter belongs to: ``q_proj``, ``down_proj``, ``norm``."""
+    parts = [part for part in name.split(".") if part != "base_layer"]
+    for i, part in enumerate(parts):
+        if part.startswith(_HELD):
+            return parts[i - 1]
+    return parts[-2] if parts[-1] in ("weight", "bias") and len(parts) > 1 else parts[-1]

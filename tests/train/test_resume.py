@@ -1,0 +1,255 @@
+"""Resume: bit-equal to the unbroken run, after kills at any moment and for every method."""
+
+import json
+import multiprocessing
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import some_compositions
+from safetensors.torch import load_file
+
+import orthora
+from orthora.config import read_toml
+from orthora.methods import compositions
+from orthora.train import checkpoints
+
+SMALL = {
+    "prompts_per_step": 4,
+    "group_size": 4,
+    "mini_batch_prompts": 2,
+    "micro_batch": 8,
+    "rank": 2,
+    "max_response_tokens": 24,
+    "eval_problems": 0,
+    "threads": 1,
+    "save_every": 1,
+}
+
+
+def settings(out: Path, **changes):
+    return read_toml("tiny") | SMALL | {"out": str(out)} | changes
+
+
+def values_of(folder: Path) -> list[dict]:
+    """Metrics without the times."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith("seconds")} for line in lines
+    ]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    name = "adapter/adapter_model.safetensors"
+    return load_file(folder / (name if (folder / name).is_file() else "model/model.safetensors"))
+
+
+def same(a: Path, b: Path) -> bool:
+    one, two = weights_of(a), weights_of(b)
+    return values_of(a) == values_of(b) and one.keys() == two.keys() and all(
+        torch.equal(one[key], two[key]) for key in one
+    )  # fmt: skip
+
+
+def cut(folder: Path, step: int) -> None:
+    """What a kill after ``step`` leaves behind: rows too many, no result."""
+    for path in (folder / "checkpoints").glob("checkpoint-*"):
+        if checkpoints.step_of(path) > step:
+            shutil.rmtree(path)
+    for name in ("adapter", "model"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "result.json").unlink()
+
+
+def broken_and_whole(tmp_path: Path, step: int, **changes) -> tuple[Path, Path]:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    config = settings(whole, keep_checkpoints=9, **changes)
+    orthora.train(config, progress=False)
+    shutil.copytree(whole, broken)
+    cut(broken, step)
+    orthora.train(config | {"out": str(broken)}, resume=True, progress=False)
+    return whole, broken
+
+
+@pytest.mark.parametrize("method", some_compositions())
+def test_every_method_resumes_bit_equal(method, tmp_path):
+    """AdaLoRA is cut in the middle of its pruning, between two allocations."""
+    whole, broken = broken_and_whole(tmp_path, 2, method=method, steps=4)
+    assert len(values_of(whole)) == 4
+    assert same(whole, broken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(set(compositions()) - set(some_compositions())))
+def test_every_other_composition_resumes_bit_equal(method, tmp_path):
+    assert same(*broken_and_whole(tmp_path, 1, method=method, steps=3))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dropout": 0.3},
+        {"keep_surplus": True, "dynamic_sampling": True, "seed": 1},
+        {"beta": 0.1, "update_epochs": 2},
+        {"schedule": "cosine", "warmup_steps": 2, "min_lr_ratio": 0.1},
+        {"old_logps": "recomputed", "entropy_bonus": 0.01},
+        {"dtype": "bfloat16"},
+        {"train_problems": 10},  # the cut falls inside the second epoch
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_every_kind_of_state_is_kept(changes, tmp_path):
+    """Random states, the surplus of dynamic sampling, schedule, place in the prompt stream."""
+    whole, broken = broken_and_whole(tmp_path, 3, method="pissa", steps=5, **changes)
+    assert same(whole, broken)
+    if changes.get("keep_surplus"):
+        sizes = {
+            checkpoints.step_of(path): len(torch.load(path / "surplus.pt", weights_only=True))
+            for path in (whole / "checkpoints").glob("checkpoint-*")
+        }
+        assert sizes[3] > 0  # there was something to hand on
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["orthora.train.rlvr", "orthora.tasks.arithmetic"])
+
+
+def work(config: dict) -> None:
+    orthora.train(config, resume=True, progress=False)
+
+
+def killed(config: dict, seconds: float) -> bool:
+    """Start or resume a run in a process of its own, and kill it; False if it finished before."""
+    process = CONTEXT.Process(target=work, args=(config,))
+    process.start()
+    process.join(seconds)
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    return alive
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "method", ["rlpo", pytest.param("geora+dora", marks=slow), pytest.param("adalora", marks=slow)]
+)
+def test_ten_kills_at_random_moments_leave_no_trace(method, tmp_path):
+    """Loading, rollouts, updates, saving, export, evaluation: wherever the kill falls."""
+    changes = {"method": method, "steps": 10, "eval_problems": 16, "eval_samples": 1}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = CONTEXT.Process(target=work, args=(settings(whole, **changes),))
+    started = time.monotonic()
+    process.start()
+    process.join()
+    longest = time.monotonic() - started
+    assert process.exitcode == 0
+    draw = random.Random(method)
+    kills, config = 0, settings(broken, **changes)
+    for _ in range(60):
+        if kills < 10:
+            # most of a process's life is loading: a run must get on between two kills
+            kills += killed(config, draw.uniform(0.05, 0.7) * longest)
+        if (broken / "result.json").is_file():
+            if kills >= 10:
+                break
+            cut(broken, draw.randrange(10))  # it got through: go on killing it
+        elif kills >= 10:
+            assert not killed(config, 600)
+            break
+    assert kills == 10
+    assert same(whole, broken)
+    results = [json.loads((f / "result.json").read_text()) for f in (whole, broken)]
+    assert results[0]["evaluation"] == results[1]["evaluation"] is not None
+
+
+def test_what_a_kill_left_half_written_is_not_picked_up(tmp_path):
+    config = settings(tmp_path / "run", steps=2, method="rlpo")
+    orthora.train(config, progress=False)
+    folder = tmp_path / "run" / "checkpoints"
+    newest = checkpoints.latest(folder)
+    assert newest is not None
+    assert checkpoints.step_of(newest) == 2
+    (newest / checkpoints.MARKER).unlink()
+    older = checkpoints.latest(folder)
+    assert older is not None
+    assert checkpoints.step_of(older) == 1
+    expected = values_of(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    orthora.train(config, resume=True, progress=False)
+    assert values_of(tmp_path / "run") == expected
+
+
+def test_old_checkpoints_rotate(tmp_path):
+    orthora.train(settings(tmp_path / "run", steps=4, keep_checkpoints=2), progress=False)
+    folder = tmp_path / "run" / "checkpoints"
+    steps = sorted(checkpoints.step_of(path) for path in folder.glob("checkpoint-*"))
+    assert steps == [3, 4]
+
+
+def test_a_run_that_has_no_checkpoint_yet_starts_anew(tmp_path):
+    config = settings(tmp_path / "run", steps=2, save_every=0)
+    orthora.train(config, resume=True, progress=False)  # nothing is there
+    expected = values_of(tmp_path / "run")
+    cut(tmp_path / "run", 0)
+    orthora.train(config, resume=True, progress=False)
+    assert values_of(tmp_path / "run") == expected
+
+
+def test_another_config_is_refused_with_the_differing_keys_and_nothing_is_touched(tmp_path):
+    config = settings(tmp_path / "run", steps=2)
+    orthora.train(config, progress=False)
+    cut(tmp_path / "run", 1)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=r"seed \(42 then, 7 now\), learning_rate \(0.001"):
+        orthora.train(config | {"learning_rate": 2e-3, "seed": 7}, resume=True, progress=False)
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+
+
+def test_a_finished_run_and_a_folder_of_other_things_are_refused(tmp_path):
+    config = settings(tmp_path / "run", steps=1)
+    orthora.train(config, progress=False)
+    with pytest.raises(ValueError, match="is finished"):
+        orthora.train(config, resume=True, progress=False)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("x")
+    with pytest.raises(ValueError, match="already holds"):
+        orthora.train(config | {"out": str(other)}, resume=True, progress=False)
+    assert [path.name for path in other.iterdir()] == ["mine.txt"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    config = settings(tmp_path / "run", steps=2)
+    orthora.train(config, progress=False)
+    cut(tmp_path / "run", 1)
+    newest = checkpoints.latest(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    recorded = tmp_path / "run" / "config.toml"
+    recorded.write_text(recorded.read_text().replace("rank = 2", "rank = 3"))
+    with pytest.raises(ValueError, match="does not fit this model"):
+        orthora.train(config | {"rank": 3}, resume=True, progress=False)
+
+
+def test_a_run_that_fails_keeps_its_metrics_and_last_checkpoint(tmp_path):
+    calls = 0
+
+    def reward(response: str, answer: str) -> float:
+        nonlocal calls
+        calls += 1
+        return float("nan") if calls > 40 else float(len(response))
+
+    config = settings(tmp_path / "run", steps=4)
+    with pytest.raises(ValueError, match="the reward returned nan"):
+        orthora.train(config, reward=reward, progress=False)
+    assert len(values_of(tmp_path / "run")) == 2
+    newest = checkpoints.latest(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    assert checkpoints.step_of(newest) == 2
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert result["steps"] == 2
