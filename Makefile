@@ -25,10 +25,10 @@ demo: $(STAMP)  ## DAPO with five initialisations on the embedded model; writes 
 	$(BIN)/orthora demo $(DEMO)
 
 test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest -n auto $(TESTS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(TESTS)
 
 test-fast: $(STAMP)  ## tests without the slow ones
-	$(BIN)/python -m pytest -n auto -m 'not slow' $(TESTS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow' $(TESTS)
 
 bench-init: $(STAMP)  ## adapter starts against LAPACK, PEFT and scipy (an hour; BENCH=--quick for minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt scipy

@@ -135,7 +135,7 @@ def ours(case: Case, steps: int, out: str) -> tuple[Any, Stopwatch]:
         engine._vocabulary = Vocabulary((), parts.tokenizer.pad_token_id)
     watch.wrap(trainer.collector, "generate", "rollout")
     trainer._on_step = lambda row: watch.lap(row["length"] * PROMPTS * case.group)
-    watch.wrap(trainer, "_logps", "measure")
+    watch.wrap(trainer._scorer, "logps", "measure")
     return trainer, watch
 
 

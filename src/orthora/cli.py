@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"orthora {command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"orthora {command}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"orthora {command}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 
@@ -92,8 +92,11 @@ def _train(arguments: list[str]) -> None:
     config = _config(TrainConfig, [a for a in arguments if a != "--resume"], "train")
     quiet_libraries()
     from orthora.train import train
+    from orthora.train.world import is_first
 
     result = train(config, resume=resume)
+    if not is_first():
+        return
     held_out = result.evaluation
     score = "" if held_out is None else f", held-out pass@1 {held_out.pass_at_1:.3f}"
     print(f"{result.out}: {result.steps} steps in {result.seconds:.0f} s{score}")

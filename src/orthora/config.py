@@ -115,6 +115,8 @@ class TrainConfig(Strict):
     """Responses generated at once by engine ``transformers``: memory, not the result."""
     fold_adapter: Literal["auto", "never"] = "auto"
     """Merge the adapter for the time of a rollout where that is exact (float32 weights)."""
+    share_prompts: Literal["auto", "never"] = "auto"
+    """Score a group's responses behind one copy of their prompt, where that costs less."""
     old_logps: Literal["auto", "sampled", "recomputed"] = "auto"
     """Log-probabilities of the ratio's base: those of sampling, or scored again by the trainer.
     ``auto`` takes the sampled ones where sampler and trainer agree (transformers in float32)."""
@@ -163,8 +165,9 @@ class TrainConfig(Strict):
     """CPU threads of each process; 0 leaves PyTorch's choice."""
     gradient_checkpointing: bool = False
     """Trade time for memory."""
-    measure_kl_base: bool = True
-    """Measure the KL to the base at every step (one more scoring pass of the rollout)."""
+    kl_base_share: float = Field(0.25, ge=0, le=1)
+    """Share of a rollout's mini-batches on which the KL to the base is measured; 0 is none. With
+    beta > 0 it is all of them."""
     save_every: int = Field(50, ge=0)
     """Training steps between checkpoints; 0 saves only the final adapter."""
     keep_checkpoints: int = Field(2, ge=1)

@@ -20,6 +20,7 @@ def rules(**changes) -> Rules:
     fields = {
         "prompts": PROMPTS, "group_size": GROUP, "dynamic": True, "draws": 5, "least": 2,
         "keep_surplus": False, "multiple": 1, "limit": 10, "buffer": 0, "penalty": 1.0,
+        "patience": 0,
     }  # fmt: skip
     return Rules(**(fields | changes))
 
@@ -169,3 +170,25 @@ def test_the_length_penalty_by_hand(length, expected):
     """L = 10, buffer 4: nothing to 6, then a quarter per token."""
     made = collector(lambda i: True, rules(buffer=4, dynamic=False), lengths=lambda key: length)
     assert {a.penalty for g in made.collect().groups for a in g.answers} == {expected}
+
+
+def test_rollouts_without_signal_are_borne_with_patience_and_counted_from_the_last_signal():
+    """Problems 0 to 3 alone carry a signal, and every problem comes once per epoch of 40."""
+    made = collector(lambda i: i < 4, rules(dynamic=False, patience=3))
+    idle = []
+
+    def run() -> None:
+        for _ in range(100):
+            made.collect()
+            idle.append(made.idle)
+
+    with pytest.raises(NoSignal, match=r"^for 3 steps all answers .*pass rate 0.00.*patience = 0"):
+        run()
+    assert set(idle) <= {0, 1, 2}
+    again = collector(lambda i: False, rules(dynamic=False, patience=3))
+    again.load({"drawn": 0, "surplus": [], "idle": 2})  # a resumed run does not start to count anew
+    with pytest.raises(NoSignal):
+        again.collect()
+    endless = collector(lambda i: False, rules(dynamic=False, patience=0))
+    for _ in range(50):
+        endless.collect()

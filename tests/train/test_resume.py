@@ -2,14 +2,16 @@
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import some_compositions
+from conftest import save_model, some_compositions
 from safetensors.torch import load_file
 
 import orthora
@@ -223,16 +225,47 @@ def test_a_finished_run_and_a_folder_of_other_things_are_refused(tmp_path):
     assert [path.name for path in other.iterdir()] == ["mine.txt"]
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+def test_a_checkpoint_of_another_config_is_refused_whatever_the_folder_says(tmp_path):
     config = settings(tmp_path / "run", steps=2)
     orthora.train(config, progress=False)
     cut(tmp_path / "run", 1)
-    newest = checkpoints.latest(tmp_path / "run" / "checkpoints")
-    assert newest is not None
     recorded = tmp_path / "run" / "config.toml"
     recorded.write_text(recorded.read_text().replace("rank = 2", "rank = 3"))
-    with pytest.raises(ValueError, match="does not fit this model"):
+    with pytest.raises(ValueError, match=r"checkpoint-2 was .* differ: rank \(2 then, 3 now\)"):
         orthora.train(config | {"rank": 3}, resume=True, progress=False)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    """The folder of that name has another model in it now."""
+    limits = {"max_prompt_tokens": 64, "max_response_tokens": 8}
+    config = settings(tmp_path / "run", steps=2, model=str(tmp_path / "model"), **limits)
+    save_model("qwen2", tmp_path / "model")
+    orthora.train(config, progress=False)
+    cut(tmp_path / "run", 1)
+    shutil.rmtree(tmp_path / "model")
+    save_model("gpt2", tmp_path / "model")
+    with pytest.raises(ValueError, match="does not fit this model"):
+        orthora.train(config, resume=True, progress=False)
+
+
+def test_sigterm_is_an_interrupt_that_the_folder_tells_of(tmp_path):
+    config = settings(tmp_path / "run", steps=3)
+
+    def reward(response: str, answer: str) -> float:
+        if list((tmp_path / "run").glob(f"checkpoints/*/{checkpoints.MARKER}")):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return float(len(response))
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        orthora.train(config, reward=reward, progress=False)
+    assert signal.getsignal(signal.SIGTERM) is before
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], result["steps"]) == ("stopped", 1)
+    assert "SIGTERM" in result["reason"]
+    assert "--resume" in result["reason"]
+    orthora.train(config, reward=lambda response, answer: 0.0, resume=True, progress=False)
+    assert [row["step"] for row in values_of(tmp_path / "run")] == [1, 2, 3]
 
 
 def test_a_run_that_fails_keeps_its_metrics_and_last_checkpoint(tmp_path):

@@ -38,7 +38,7 @@ def values_of(folder):
 
 
 def rows(old, new, reference=None):
-    one = Row((1,), torch.zeros(len(old), dtype=torch.int32), old, None, reference, 0.0, True)
+    one = Row(0, (1,), torch.zeros(len(old), dtype=torch.int32), old, None, reference, 0.0, True)
     return kl_sums([one], [new])
 
 
@@ -85,9 +85,10 @@ def test_at_learning_rate_zero_nothing_moves(method, tmp_path):
         {"old_logps": "recomputed"},
         {"fold_adapter": "never"},
         {"micro_batch": 3},
+        {"share_prompts": "never"},
         {"rollout_batch": 5},
         {"plain_prompts": True},
-        {"measure_kl_base": False},
+        {"kl_base_share": 0.0},
         {"loss": "grpo", "beta": 0.001},
         {"loss": "dr_grpo", "advantage_scale": "none"},
         {"advantage_scale": "batch"},
@@ -109,7 +110,7 @@ def test_every_setting_trains_and_is_measured(change, tmp_path):
     assert result.mean_kl_update is not None
     assert result.mean_kl_update > 0
     first, second = rows_of(folder)
-    if not change.get("measure_kl_base", True):
+    if change.get("kl_base_share") == 0.0:
         assert first["kl_base_k3"] is None
         return
     assert first["kl_base_k3"] < 1e-12  # the first rollout is the base's, the next is not

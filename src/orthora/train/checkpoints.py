@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from orthora.adapters import load_upkeep_state, own_parameters, upkeep_state
+from orthora.config import TrainConfig
 from orthora.store import write_json
 from orthora.train.rollouts import Answer, Group
 
@@ -52,7 +53,7 @@ def complete(trainer: Any) -> None:
                 {
                     "step": trainer.state.global_step // trainer._updates_per_step,
                     "drawn": state["drawn"],
-                    "idle": trainer._idle,
+                    "idle": state["idle"],
                     "upkeep": values,
                     "config": trainer._config.model_dump(mode="json"),
                 },
@@ -60,20 +61,39 @@ def complete(trainer: Any) -> None:
             rotate(folder.parent, trainer._config.keep_checkpoints)
 
 
+def check_same_config(where: Path, before: dict[str, Any], config: TrainConfig) -> None:
+    """A run goes on with the config that it began with; only ``out`` may have moved.
+
+    Args:
+        where: the run or checkpoint, for the message.
+        before: the config as it was, as JSON.
+        config: the config now.
+
+    Raises:
+        ValueError: naming the keys that differ, with both values.
+    """
+    now = config.model_dump(mode="json")
+    keys = [key for key in now | before if before.get(key) != now.get(key) and key != "out"]
+    if keys:
+        pairs = [f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in keys]
+        raise ValueError(f"{where} was run with another config; these differ: {', '.join(pairs)}")
+
+
 def restore_position(trainer: Any, folder: str | Path) -> dict[str, Any]:
     """Go on in the prompt stream where the checkpoint stands; its marker.
 
     Raises:
-        ValueError: if the folder is no complete checkpoint.
+        ValueError: if the folder is no complete checkpoint, or one of another config.
     """
     folder = Path(folder)
     if not (folder / MARKER).is_file():
         raise ValueError(f"{folder} is no complete checkpoint of orthora train (no {MARKER})")
     marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    check_same_config(folder, marker["config"], trainer._config)
     surplus = torch.load(folder / _SURPLUS, weights_only=True)
     groups = [_as_group(entry) for entry in surplus]
-    trainer.collector.load({"drawn": marker["drawn"], "surplus": groups})
-    trainer._idle = marker["idle"]
+    known = {key: marker[key] for key in ("drawn", "idle")}
+    trainer.collector.load(known | {"surplus": groups})
     return marker
 
 

@@ -33,6 +33,7 @@ class Rules:
         limit: longest response.
         buffer: tokens before the limit over which the length penalty grows.
         penalty: at the limit.
+        patience: rollouts without any signal in a row that are borne; 0 bears them all.
     """
 
     prompts: int
@@ -45,6 +46,7 @@ class Rules:
     limit: int
     buffer: int
     penalty: float
+    patience: int
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Rollout:
 
 
 class NoSignal(ValueError):
-    """No rollout could be filled: all answers of nearly every group are right, or all wrong."""
+    """There is nothing to learn from: all answers of nearly every group are right, or all wrong."""
 
 
 @dataclass
@@ -73,13 +75,14 @@ class Collector:
     """Draws, generates, judges and filters.
 
     Attributes:
-        stream: of prompts; its position and ``surplus`` are the collector's whole state.
+        stream: of prompts; its position, ``surplus`` and ``idle`` are the collector's whole state.
         generate: engine.
         decode: token ids -> text.
         judge: response, gold -> verdict.
         rules: what a rollout must hold.
         world: the processes among which the prompts are shared out.
         surplus: groups with a signal left over from the last rollout.
+        idle: rollouts since the last one with a signal.
     """
 
     stream: Stream
@@ -89,12 +92,13 @@ class Collector:
     rules: Rules
     world: World
     surplus: list[Group] = field(default_factory=list)
+    idle: int = 0
 
     def collect(self) -> Rollout:
         """The next rollout, the same on every process.
 
         Raises:
-            NoSignal: if too few groups with a signal were found.
+            NoSignal: if too few groups with a signal were found, or none for too long.
         """
         rules = self.rules
         kept, self.surplus = self.surplus, []
@@ -114,7 +118,20 @@ class Collector:
             )
         groups, over = kept[: rules.prompts], kept[rules.prompts :]
         self.surplus = over if rules.keep_surplus else []
+        self._check_idle(groups)
         return Rollout(groups, drawn, draws, seconds)
+
+    def _check_idle(self, groups: Sequence[Group]) -> None:
+        """Count rollouts in which nothing is learnt, and stop at ``patience``."""
+        self.idle = 0 if any(group.has_signal for group in groups) else self.idle + 1
+        if self.rules.patience and self.idle >= self.rules.patience:
+            answers = [answer for group in groups for answer in group.answers]
+            rate = sum(answer.passed for answer in answers) / len(answers)
+            raise NoSignal(
+                f"for {self.idle} steps all answers of every group were right, or all wrong (pass "
+                f"rate {rate:.2f}), so there is nothing to learn from; use problems nearer to the "
+                "model's level, a larger group_size, or dynamic_sampling (patience = 0 goes on)"
+            )
 
     def _wanted(self, kept: int, drawn: list[Group]) -> int:
         """Prompts to draw next: what is missing, over the share that was kept so far."""
@@ -163,12 +180,13 @@ class Collector:
         )
 
     def state(self) -> dict[str, Any]:
-        """Position and surplus, for a checkpoint."""
-        return {"drawn": self.stream.drawn, "surplus": self.surplus}
+        """What a checkpoint needs."""
+        return {"drawn": self.stream.drawn, "surplus": self.surplus, "idle": self.idle}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.stream.drawn, self.surplus = state["drawn"], state["surplus"]
+        self.idle = state["idle"]
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float | None]:

@@ -14,7 +14,7 @@ from orthora.train.rollouts import Row
 
 
 def kl_sums(rows: Sequence[Row], after: Sequence[Tensor]) -> dict[str, float]:
-    """Sums over tokens for the KL of the update and to the base; divide by ``tokens``.
+    """Sums over tokens for the KL of the update and to the base, and how many tokens these are.
 
     KL(rollout policy || other), in nats: k1 sums ``-d``: unbiased, noisy, can be negative. k3 sums
     ``exp(d) - 1 - d`` with ``d = other - sampled``: unbiased, never negative (Schulman 2020). The
@@ -26,10 +26,12 @@ def kl_sums(rows: Sequence[Row], after: Sequence[Tensor]) -> dict[str, float]:
         rows: of this process.
         after: log-probabilities (t,) of each row's tokens after the updates.
     """
-    sums = {"tokens": 0.0} | {f"{p}_{k}": 0.0 for p in ("update", "base") for k in ("k1", "k3")}
+    sums = {"tokens": 0.0, "base_tokens": 0.0}
+    sums |= {f"{policy}_{k}": 0.0 for policy in ("update", "base") for k in ("k1", "k3")}
     for row, new in zip(rows, after, strict=True):
         assert row.old is not None, "a rollout is scored"
         sums["tokens"] += len(row.ids)
+        sums["base_tokens"] += 0 if row.reference is None else len(row.ids)
         for name, other in (("update", new), ("base", row.reference)):
             if other is not None:
                 d = other.double() - row.old.double()
@@ -45,18 +47,18 @@ def gap(new: Tensor, old: Tensor | None, mask: Tensor) -> float:
     return float(((new.detach() - old) * mask).abs().max())
 
 
-def token_means(sums: dict[str, float], *, updates: int, base: bool) -> dict[str, float | None]:
+def token_means(sums: dict[str, float], *, updates: int) -> dict[str, float | None]:
     """A step's loss, KL, entropy and clip fractions from sums over all processes.
 
     Args:
         sums: of `kl_sums` and `Tally.sums`.
         updates: optimizer updates, over which the loss is averaged.
-        base: whether the KL to the base was measured.
     """
     tokens, scored = max(sums["tokens"], 1.0), max(sums["scored"], 1.0)
+    base = sums["base_tokens"]
     row: dict[str, float | None] = {"loss": sums["loss"] / updates}
     row |= {f"kl_update_{k}": sums[f"update_{k}"] / tokens for k in ("k1", "k3")}
-    row |= {f"kl_base_{k}": sums[f"base_{k}"] / tokens if base else None for k in ("k1", "k3")}
+    row |= {f"kl_base_{k}": sums[f"base_{k}"] / base if base else None for k in ("k1", "k3")}
     row["entropy"] = sums["entropy"] / scored
     return row | {f"clip_{name}": sums[name] / scored for name in Clipped._fields}
 

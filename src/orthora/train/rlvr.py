@@ -23,7 +23,7 @@ from orthora.train.loading import Parts, load_parts
 from orthora.train.progress import StepProgress
 from orthora.train.rewards import OwnReward
 from orthora.train.trainer import Metrics, RLVRTrainer
-from orthora.train.world import World, join
+from orthora.train.world import World, join, terminable
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,9 @@ def train(
     rows = store.read_metrics(out / "metrics.jsonl") if checkpoint else []
     started = time.perf_counter()
     try:
-        _run(config, parts, world, out, rows, checkpoint, progress)
-        evaluation, base = _finish(config, parts, world, out)
+        with terminable():
+            _run(config, parts, world, out, rows, checkpoint, progress)
+            evaluation, base = _finish(config, parts, world, out)
     except BaseException as error:
         if world.main:
             _write_failure(config, parts, out, rows, error, time.perf_counter() - started)
@@ -146,7 +147,7 @@ def _write_failure(
     """Say in the folder why the run ended early."""
     stopped = isinstance(error, KeyboardInterrupt)
     status = "stopped" if stopped else "failed"
-    reason = "interrupted" if stopped else f"{type(error).__name__}: {error}"
+    reason = str(error) or "interrupted" if stopped else f"{type(error).__name__}: {error}"
     result = _result(config, parts, rows, status, reason, seconds, None, None)
     store.write_json(out / "result.json", asdict(result))
 
@@ -181,11 +182,8 @@ def _check_resume(config: TrainConfig, out: Path) -> None:
         raise ValueError(
             f"{out} is finished; score it with orthora eval, or choose another out for a new run"
         )
-    before = build(TrainConfig, read_toml(out / "config.toml")).model_dump()
-    differing = [k for k, v in config.model_dump().items() if before[k] != v and k != "out"]
-    if differing:
-        pairs = [f"{key} ({before[key]!r} then, {getattr(config, key)!r} now)" for key in differing]
-        raise ValueError(f"{out} was run with another config; these differ: {', '.join(pairs)}")
+    before = build(TrainConfig, read_toml(out / "config.toml"))
+    checkpoints.check_same_config(out, before.model_dump(mode="json"), config)
 
 
 def _open_folder(config: TrainConfig, out: Path, resume: bool) -> Path | None:

@@ -102,6 +102,7 @@ class Row:
     """One response as the update sees it.
 
     Attributes:
+        group: number of its group in the rollout; rows of a group have one prompt.
         prompt: token ids.
         ids: (t,) of the response.
         old: (t,) log-probabilities of the ratio's base.
@@ -111,6 +112,7 @@ class Row:
         counts: False if its tokens are left out of the loss.
     """
 
+    group: int
     prompt: tuple[int, ...]
     ids: Tensor
     old: Tensor | None
@@ -143,6 +145,7 @@ def rows_of(groups: Sequence[Group], scale: Any, *, mask_truncated: bool) -> lis
     values = advantages(rewards, scale).tolist()
     return [
         Row(
+            group=number,
             prompt=group.prompt,
             ids=answer.ids,
             old=answer.logps if len(answer.logps) else None,
@@ -151,106 +154,6 @@ def rows_of(groups: Sequence[Group], scale: Any, *, mask_truncated: bool) -> lis
             advantage=value,
             counts=answer.ended or not mask_truncated,
         )
-        for group, line in zip(groups, values, strict=True)
+        for number, (group, line) in enumerate(zip(groups, values, strict=True))
         for answer, value in zip(group.answers, line, strict=True)
     ]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows as padded tensors; prompt, response and padding stand in this order.
-
-    Right padding keeps every token at its position, for absolute position embeddings too. T is the
-    longest row minus one: entry t belongs to token t + 1.
-
-    Attributes:
-        ids: (B, T + 1) token ids.
-        attention: (B, T + 1), 1 on tokens.
-        labels: (B, T + 1), the token id on response tokens, -100 elsewhere.
-        mask: (B, T), 1 on response tokens that count in the loss.
-        old: (B, T) log-probabilities of the ratio's base; None without.
-        sampled: (B, T) log-probabilities of the sampling engine; None without.
-        reference: (B, T) log-probabilities of the base; None without.
-        advantage: (B,).
-    """
-
-    ids: Tensor
-    attention: Tensor
-    labels: Tensor
-    mask: Tensor
-    old: Tensor | None
-    sampled: Tensor | None
-    reference: Tensor | None
-    advantage: Tensor
-
-    def weight(self, cap: float) -> Tensor | None:
-        """Truncated importance weights (B, T) of trainer over sampler; None where they are one.
-
-        Yao et al. 2025 ("Your efficient RL framework secretly brings you off-policy RL training").
-        A token that the sampler could not score (NaN) has weight 1.
-        """
-        if self.sampled is None or self.old is None or not cap:
-            return None
-        return (self.old - self.sampled).nan_to_num(0.0).exp().clamp(max=cap)
-
-
-def collate(rows: Sequence[Row], pad: int, device: torch.device | str = "cpu") -> Batch:
-    """Pad rows to the longest of them.
-
-    Args:
-        rows: at least one.
-        pad: token id of padding.
-        device: where the tensors go.
-    """
-    width = max(row.length for row in rows)
-    ids = torch.full((len(rows), width), pad)
-    attention = torch.zeros(len(rows), width, dtype=torch.long)
-    labels = torch.full((len(rows), width), -100)
-    mask = torch.zeros(len(rows), width - 1)
-    values = {
-        name: torch.zeros(len(rows), width - 1)
-        for name in ("old", "sampled", "reference")
-        if all(getattr(row, name) is not None for row in rows)
-    }
-    for i, row in enumerate(rows):
-        start, end = len(row.prompt), row.length
-        ids[i, :start] = torch.tensor(row.prompt)
-        ids[i, start:end] = row.ids
-        attention[i, :end] = 1
-        labels[i, start:end] = ids[i, start:end]
-        mask[i, start - 1 : end - 1] = float(row.counts)
-        for name, target in values.items():
-            target[i, start - 1 : end - 1] = getattr(row, name)
-    return Batch(
-        ids=ids.to(device),
-        attention=attention.to(device),
-        labels=labels.to(device),
-        mask=mask.to(device),
-        **{
-            name: values[name].to(device) if name in values else None
-            for name in ("old", "sampled", "reference")
-        },
-        advantage=torch.tensor([row.advantage for row in rows], dtype=torch.float32).to(device),
-    )
-
-
-def deal(lengths: Sequence[int], size: int, rank: int, micro_batch: int) -> list[list[int]]:
-    """One process's micro-batches of a mini-batch: like lengths together, the same number for all.
-
-    Rows are sorted by length and dealt in turn, so that processes carry about the same load.
-
-    Args:
-        lengths: of the mini-batch's rows.
-        size: number of processes.
-        rank: of this one.
-        micro_batch: rows of a micro-batch, at most.
-
-    Returns:
-        Row indices of each micro-batch; the last may be empty where rows don't go round.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    mine = order[rank::size]
-    most = -(-len(lengths) // size)
-    count = max(1, -(-most // micro_batch))
-    step = max(1, -(-most // count))
-    return [mine[i * step : (i + 1) * step] for i in range(count)]

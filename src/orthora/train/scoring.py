@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from orthora.adapters import folded
-from orthora.train.rollouts import Batch, Row, collate
+from orthora.train.batches import Batch, collate, share_pays
+from orthora.train.rollouts import Row
+
+_SAME = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}  # nats
 
 
 class Scorer:
@@ -19,8 +22,8 @@ class Scorer:
         autocast: the trainer's context of mixed precision.
         device: of the model.
         pad: token id of padding.
-        size: rows of one pass.
         fold: merge the adapter while scoring without gradients.
+        share: let a group's rows share their prompt where that pays.
     """
 
     def __init__(
@@ -29,18 +32,50 @@ class Scorer:
         autocast: Callable[[], AbstractContextManager[Any]],
         device: torch.device,
         pad: int,
-        size: int,
+        *,
         fold: bool,
+        share: bool,
     ) -> None:
         self._model, self._autocast, self._device = model, autocast, device
-        self._pad, self._size, self._fold = pad, size, fold
+        self._pad, self._fold = pad, fold
+        self._share = share and _takes_masks(model)
+        self._checked = False
 
-    def batch(self, rows: Sequence[Row]) -> Batch:
+    def shares(self, rows: Sequence[Row]) -> bool:
+        """Whether the rows of an update are scored group by group.
+
+        The first time, both ways are compared on a few rows: a model that reads its mask or its
+        positions otherwise is scored row by row.
+        """
+        config = self._model.config.get_text_config()
+        layers = max(1, config.num_hidden_layers)
+        embeddings = config.vocab_size * config.hidden_size
+        body = max(1.0, sum(p.numel() for p in self._model.parameters()) - embeddings)
+        if not self._share or not share_pays(rows, config.hidden_size, body / layers):
+            return False
+        if not self._checked:
+            self._checked, self._share = True, self._agrees(rows)
+        return self._share
+
+    def _agrees(self, rows: Sequence[Row]) -> bool:
+        few = [row for row in rows if row.group in (rows[0].group, rows[-1].group)]
+        one, other = (self.logps([few], shared=shared) for shared in (True, False))
+        gap = max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
+        return gap <= _SAME.get(self._dtype, 0.0)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self._model.parameters()).dtype
+
+    def batch(self, rows: Sequence[Row], *, shared: bool) -> Batch:
         """Rows as tensors; a process with fewer rows than others gets one that counts nothing."""
-        return collate(rows or [_empty_row(self._pad)], self._pad, self._device)
+        rows = rows or [_empty_row(self._pad)]
+        return collate(rows, self._pad, self._device, shared=shared, dtype=self._dtype)
 
     def score(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies (B, T) of the tokens that follow, 0 off the response.
+        """Log-probabilities and entropies (S, T) of each response's tokens.
+
+        Where a response is shorter than T stands what is 0 in `Batch.mask`.
 
         Args:
             model: the policy, or a wrapper that reduces its gradients over processes.
@@ -50,31 +85,51 @@ class Scorer:
             output = model(
                 input_ids=batch.ids,
                 attention_mask=batch.attention,
+                position_ids=batch.positions,
                 labels=batch.labels,
                 fused_lm_head=True,
             )
-        return output.log_probs, output.entropy
+        return output.log_probs.flatten()[batch.take], output.entropy.flatten()[batch.take]
 
-    def logps(self, rows: Sequence[Row], *, fold: bool = True) -> list[Tensor]:
-        """Log-probabilities (t,) of each row's tokens, without gradients and without dropout."""
+    def logps(
+        self, micro_batches: Sequence[Sequence[Row]], *, shared: bool, fold: bool = True
+    ) -> list[Tensor]:
+        """Log-probabilities (t,) of each row's tokens, without gradients and without dropout.
+
+        Args:
+            micro_batches: of rows.
+            shared: score them group by group.
+            fold: allow the adapter to be merged meanwhile.
+
+        Returns:
+            One tensor per row, in their order.
+        """
         model = self._model
-        found: dict[int, Tensor] = {}
-        order = sorted(range(len(rows)), key=lambda i: rows[i].length)
+        found: list[Tensor] = []
         training = model.training
         model.eval()
         with torch.no_grad(), folded(model) if fold and self._fold else nullcontext():
-            for start in range(0, len(order), self._size):
-                chosen = order[start : start + self._size]
-                logps = self.score(model, self.batch([rows[i] for i in chosen]))[0].cpu()
-                for place, i in enumerate(chosen):
-                    begin = len(rows[i].prompt) - 1
-                    found[i] = logps[place, begin : begin + len(rows[i].ids)].clone()
+            for rows in micro_batches:
+                logps = self.score(model, self.batch(rows, shared=shared))[0].cpu()
+                found += [
+                    values[: len(row.ids)].clone() for row, values in zip(rows, logps, strict=True)
+                ]
         model.train(training)
-        return [found[i] for i in range(len(rows))]
+        return found
+
+
+def _takes_masks(model: Any) -> bool:
+    """Whether attention takes a mask of any shape: not flash kernels, sliding windows, hybrids."""
+    config = model.config.get_text_config()
+    if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
+        return False
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    used = getattr(config, "use_sliding_window", window is not None)
+    return kinds == {"full_attention"} and not (used and window)
 
 
 def _empty_row(pad: int) -> Row:
     """A row without a token in the loss."""
-    return Row(
-        (pad,), torch.full((1,), pad, dtype=torch.int32), torch.zeros(1), None, None, 0.0, False
-    )
+    ids, nothing = torch.full((1,), pad, dtype=torch.int32), torch.zeros(1)
+    return Row(-1, (pad,), ids, nothing, None, None, 0.0, False)

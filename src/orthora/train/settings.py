@@ -7,18 +7,13 @@ from trl.trainer.grpo_config import GRPOConfig
 from orthora.config import TrainConfig
 from orthora.train.collect import Rules
 from orthora.train.losses import Objective
+from orthora.train.updates import passes_per_update
 from orthora.train.world import World
 
 
 def updates_per_step(config: TrainConfig) -> int:
     """Optimizer updates on each rollout."""
     return config.update_epochs * config.prompts_per_step // config.mini_batch_prompts
-
-
-def passes_per_update(config: TrainConfig, world: World) -> int:
-    """Micro-batches that each process goes through in one update."""
-    rows = -(-config.mini_batch_prompts * config.group_size // world.size)
-    return -(-rows // config.micro_batch)
 
 
 def objective_of(config: TrainConfig) -> Objective:
@@ -53,6 +48,7 @@ def rules_of(config: TrainConfig, multiple: int) -> Rules:
         limit=config.max_response_tokens,
         buffer=config.overlong_buffer,
         penalty=config.overlong_penalty,
+        patience=config.patience,
     )
 
 
@@ -77,7 +73,9 @@ def grpo_config(config: TrainConfig, checkpoints: Path, device: str, world: Worl
         max_steps=config.steps * updates,
         per_device_train_batch_size=G,  # with the next line: vLLM's sequences at a time
         steps_per_generation=groups,
-        gradient_accumulation_steps=passes_per_update(config, world),
+        gradient_accumulation_steps=passes_per_update(
+            config.mini_batch_prompts, G, config.micro_batch, world.size
+        ),
         num_generations=G,
         num_iterations=1,
         max_completion_length=config.max_response_tokens,

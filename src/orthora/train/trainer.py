@@ -25,26 +25,22 @@ from orthora.adapters import after_update, base_policy, folds_exactly, orthogona
 from orthora.config import TrainConfig
 from orthora.methods import compose
 from orthora.train import checkpoints
-from orthora.train.collect import Collector, Rollout, rollout_metrics
+from orthora.train.collect import Collector, rollout_metrics
 from orthora.train.engines import SharedEngine, TransformersEngine, serve_merged_weights
 from orthora.train.loading import Parts
 from orthora.train.losses import total_loss
 from orthora.train.measure import Gradients, Tally, gap, kl_sums, rank_metrics, token_means
 from orthora.train.optimizers import make_optimizer
-from orthora.train.rollouts import Row, rows_of
+from orthora.train.rollouts import rows_of
 from orthora.train.scoring import Scorer
 from orthora.train.settings import grpo_config, objective_of, rules_of, updates_per_step
-from orthora.train.updates import Plan, plan_updates
+from orthora.train.updates import Plan, Shape, plan_updates
 from orthora.train.world import World, check_engine
 
 Metrics = dict[str, Any]
 """One training step's metrics, by name."""
 
 _DISAGREEMENT = 0.05  # nats; sampler and trainer in float32 differ by less than 1e-4
-
-
-class Idle(ValueError):
-    """No group of any rollout has carried a signal for too long."""
 
 
 class RLVRTrainer(GRPOTrainer):
@@ -88,8 +84,16 @@ class RLVRTrainer(GRPOTrainer):
             world=world,
         )
         self._pad: int = parts.tokenizer.pad_token_id
-        self._plan = Plan([], [])
-        self._idle = 0
+        self._plan = Plan([], [], False)
+        self._shape = Shape(
+            group_size=config.group_size,
+            updates=config.prompts_per_step // config.mini_batch_prompts,
+            epochs=config.update_epochs,
+            passes=args.gradient_accumulation_steps,
+            micro_batch=config.micro_batch,
+            rank=world.rank,
+            size=world.size,
+        )
         self._position = 0
         self._tally = Tally()
         self._gradients = Gradients()
@@ -141,7 +145,7 @@ class RLVRTrainer(GRPOTrainer):
     ) -> Tensor:
         """This micro-batch's share of the mini-batch's loss."""
         rows, divisor = inputs
-        batch = self._scorer.batch(rows)
+        batch = self._scorer.batch(rows, shared=self._plan.shared)
         new, entropy = self._scorer.score(model, batch)
         assert batch.old is not None, "a rollout is scored"
         loss, clipped = total_loss(
@@ -172,59 +176,37 @@ class RLVRTrainer(GRPOTrainer):
         self._tally, self._gradients = Tally(), Gradients()
         config = self._config
         self._rollout = self.collector.collect()
-        self._check_idle(self._rollout)
         rows = rows_of(
             self._rollout.groups, config.advantage_scale, mask_truncated=config.mask_truncated
         )
-        self._plan = plan_updates(
-            rows,
-            self._objective,
-            group_size=config.group_size,
-            updates=config.prompts_per_step // config.mini_batch_prompts,
-            epochs=config.update_epochs,
-            passes=self.args.gradient_accumulation_steps,
-            micro_batch=config.micro_batch,
-            rank=self._world.rank,
-            size=self._world.size,
-        )
         with self._timed("kl"):
-            self._score_beforehand(self._plan.rows)
+            shared = self._scorer.shares(rows)
+            self._plan = plan_updates(rows, self._objective, self._shape, shared=shared)
+            self._score_beforehand(self._plan)
         self._position = 0
 
-    def _score_beforehand(self, rows: list[Row]) -> None:
+    def _score_beforehand(self, plan: Plan) -> None:
         """Log-probabilities of the rollout under the policy and under the base, where needed."""
         if self._recomputes:
-            for row, values in zip(rows, self._scorer.logps(rows), strict=True):
+            scores = self._scorer.logps(plan.once, shared=plan.shared)
+            for row, values in zip(plan.rows, scores, strict=True):
                 row.sampled, row.old = row.old, values
                 if row.sampled is not None:
                     known = ~row.sampled.isnan()
                     self._tally.widen(gap(values, row.sampled.nan_to_num(0.0), known))
-        if self._config.beta or self._config.measure_kl_base:
+        share = 1.0 if self._config.beta else self._config.kl_base_share
+        chosen = plan.first(share)
+        if chosen:
             with base_policy(self._policy):
-                references = self._scorer.logps(rows, fold=False)
+                references = self._scorer.logps(chosen, shared=plan.shared, fold=False)
+            rows = (row for micro in chosen for row in micro)
             for row, values in zip(rows, references, strict=True):
                 row.reference = values
-
-    def _check_idle(self, rollout: Rollout) -> None:
-        """Stop a run in which nothing is learnt.
-
-        Raises:
-            Idle: after ``patience`` steps without a signal.
-        """
-        signal = any(group.has_signal for group in rollout.groups)
-        self._idle = 0 if signal else self._idle + 1
-        if self._config.patience and self._idle >= self._config.patience:
-            rate = rollout_metrics(rollout)["pass_rate"]
-            raise Idle(
-                f"for {self._idle} steps all answers of every group were right, or all wrong (pass "
-                f"rate {rate:.2f}), so there is nothing to learn from; use problems nearer to the "
-                "model's level, a larger group_size, or dynamic_sampling (patience = 0 goes on)"
-            )
 
     def finish_step(self) -> None:
         """Measure the step that just ended and hand its row over."""
         with self._timed("kl"):
-            after = self._scorer.logps(self._plan.rows)
+            after = self._scorer.logps(self._plan.once, shared=self._plan.shared)
         mine = kl_sums(self._plan.rows, after) | self._tally.sums()
         everybody = self._world.gather((mine, self._tally.gap))
         sums = {key: sum(part[key] for part, _ in everybody) for key in mine}
@@ -235,11 +217,9 @@ class RLVRTrainer(GRPOTrainer):
                 "old_logps 'recomputed', or train in float32",
                 stacklevel=2,
             )
-        config = self._config
         row: Metrics = {"step": self.state.global_step // self._updates_per_step}
         row |= rollout_metrics(self._rollout)
-        base = config.measure_kl_base or config.beta > 0
-        row |= token_means(sums, updates=self._updates_per_step, base=base)
+        row |= token_means(sums, updates=self._updates_per_step)
         row["sampling_gap"] = largest if self._compares or self._recomputes else None
         row |= self._gradients.metrics()
         row |= rank_metrics(self._policy)
@@ -299,8 +279,8 @@ class RLVRTrainer(GRPOTrainer):
             lambda: self.accelerator.autocast(),
             self.accelerator.device,
             self._pad,
-            self._config.micro_batch,
-            fold and folds_exactly(self._policy),
+            fold=fold and folds_exactly(self._policy),
+            share=self._config.share_prompts == "auto" and not self._sharded,
         )
 
     def _engine(self, parts: Parts) -> Any:

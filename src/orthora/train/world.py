@@ -1,6 +1,8 @@
 """The processes of a run: who they are, what they tell each other, and the traps of launchers."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,6 +77,11 @@ class World:
                 raise LostProcess(f"process {rank} failed: {reason}")
 
 
+def is_first() -> bool:
+    """Whether this is the process that speaks: the only one, or rank 0 of the launcher's."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def join(device: str, expected: int) -> World:
     """Take part in the run that the launcher started.
 
@@ -124,6 +131,27 @@ def check_engine(accelerator: Any) -> None:
                 f"the launcher asked for {name}, and the run would be {kind}: {name} needs GPUs; "
                 "start it there, or without that setting"
             )
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM interrupts as Ctrl-C does, so that the run folder can say what happened.
+
+    Batch systems send it before they kill, and torchrun does to the processes that are left.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+
+    def interrupt(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise KeyboardInterrupt("terminated (SIGTERM); go on with --resume")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -1,0 +1,279 @@
+"""Rows as tensors in both layouts, and how rows are dealt to processes and micro-batches."""
+
+import itertools
+import math
+from contextlib import nullcontext
+
+import pytest
+import torch
+from conftest import KINDS, VOCAB, adamw_steps, make_model
+from trl.trainer.utils import add_fused_lm_head
+
+import orthora
+from orthora.train.batches import collate, deal, share_pays
+from orthora.train.losses import Objective
+from orthora.train.rollouts import Row
+from orthora.train.scoring import Scorer
+from orthora.train.updates import Shape, passes_per_update, plan_updates
+
+PAD = 0
+LAYOUTS = [False, True]
+SHARING = ["qwen2", "qwen2-tied", "qwen3", "llama", "gemma", "gpt2", "phi3", "qwen3_moe", "mixtral"]
+WINDOWED = ["mistral", "gemma2", "gemma3"]
+
+
+def some_rows(lengths, prompts=None, seed=0):
+    """Rows of random tokens; ``lengths`` by group, ``prompts`` the prompts' lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = prompts or [3 + 2 * i for i in range(len(lengths))]
+
+    def tokens(count):
+        return torch.randint(3, VOCAB, (count,), generator=generator, dtype=torch.int32)
+
+    rows = []
+    for number, (group, size) in enumerate(zip(lengths, prompts, strict=True)):
+        prompt = tuple(tokens(size).tolist())
+        for k, length in enumerate(group):
+            old = -torch.rand(length, generator=generator)
+            ids = tokens(length)
+            rows.append(Row(number, prompt, ids, old, None, None, (-1.0) ** k, True))
+    return rows
+
+
+def scorer(model, *, share=True, fold=False):
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    add_fused_lm_head(base, temperature=1.0, outputs=("log_probs", "entropy"))
+    return Scorer(model, nullcontext, torch.device("cpu"), PAD, fold=fold, share=share)
+
+
+@pytest.mark.parametrize("shared", LAYOUTS)
+def test_a_batch_holds_every_value_at_the_place_of_its_token(shared):
+    rows = some_rows([[2, 4], [1, 3, 2]], prompts=[3, 1])
+    rows[1].counts = False
+    batch = collate(rows, PAD, shared=shared)
+    assert len(batch.ids) == (2 if shared else 5)
+    assert batch.take.shape == batch.mask.shape == batch.old.shape == (5, 4)
+    following = batch.ids[:, 1:].flatten()
+    labels = batch.labels[:, 1:].flatten()
+    positions = batch.positions[:, :-1].flatten()  # of the tokens that predict
+    for i, row in enumerate(rows):
+        t = len(row.ids)
+        assert following[batch.take[i, :t]].tolist() == row.ids.tolist()
+        assert labels[batch.take[i, :t]].tolist() == row.ids.tolist()
+        first = len(row.prompt) - 1
+        assert positions[batch.take[i, :t]].tolist() == list(range(first, first + t))
+        assert torch.equal(batch.old[i, :t], row.old)
+        assert not batch.old[i, t:].any()
+        assert batch.mask[i].tolist() == [float(row.counts)] * t + [0.0] * (4 - t)
+    assert int((batch.labels != -100).sum()) == sum(len(row.ids) for row in rows)
+    assert batch.advantage.tolist() == [1.0, -1.0, 1.0, -1.0, 1.0]
+    assert batch.sampled is batch.reference is None
+
+
+def test_the_mask_of_the_shared_layout_by_hand():
+    """Prompt p q, responses a and b c: p | q a | q b c, where q stands twice."""
+    one, two = torch.tensor([4], dtype=torch.int32), torch.tensor([5, 6], dtype=torch.int32)
+    rows = [Row(0, (1, 2), ids, None, None, None, 0.0, True) for ids in (one, two)]
+    batch = collate(rows, PAD, shared=True)
+    assert batch.ids.tolist() == [[1, 2, 4, 2, 5, 6]]
+    assert batch.positions.tolist() == [[0, 1, 2, 1, 2, 3]]
+    assert (batch.attention[0, 0] == 0).int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 0, 0, 1, 0, 0],
+        [1, 0, 0, 1, 1, 0],
+        [1, 0, 0, 1, 1, 1],
+    ]
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_both_layouts_score_alike_and_give_the_same_gradients(kind):
+    """Unequal groups, a prompt of one token, a group of one response."""
+    rows = some_rows([[2, 7, 5], [6], [1, 3]], prompts=[9, 1, 4])
+    gradients, scores = [], []
+    for shared in LAYOUTS:
+        model = orthora.adapt(make_model(kind), "rlpo", rank=4, alpha=4.0)
+        adamw_steps(model)  # else B = 0, and A has no gradient
+        made = scorer(model)
+        batch = made.batch(rows, shared=shared)
+        logps, entropy = made.score(model, batch)
+        ((logps * batch.advantage[:, None] + 0.1 * entropy) * batch.mask).sum().backward()
+        scores.append((logps * batch.mask, entropy * batch.mask))
+        named = model.named_parameters()
+        gradients.append({name: p.grad for name, p in named if p.grad is not None})
+    for one, other in zip(*scores, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+    assert gradients[0].keys() == gradients[1].keys()
+    assert gradients[0]
+    for name, one in gradients[0].items():
+        torch.testing.assert_close(one, gradients[1][name], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [(kind, "rlpo") for kind in SHARING] + [("qwen2", m) for m in ("ia3", "vera", "miss", "ln")],
+)
+def test_scores_equal_those_of_the_model_itself_token_by_token(kind, method):
+    """Against plain forward passes without padding, mask, fused head or neighbours."""
+    rows = some_rows([[2, 7], [4]], prompts=[5, 2])
+    model = orthora.adapt(make_model(kind), method, rank=4, alpha=4.0)
+    adamw_steps(model)
+    model.eval()
+    made = scorer(model)
+    expected = []
+    for row in rows:
+        ids = torch.tensor([[*row.prompt, *row.ids.tolist()]])
+        with torch.no_grad():
+            logps = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+        picked = logps.gather(1, ids[0, 1:, None])[:, 0]
+        expected.append(picked[len(row.prompt) - 1 :])
+    for shared in LAYOUTS:
+        for found, values in zip(made.logps([rows], shared=shared), expected, strict=True):
+            torch.testing.assert_close(found, values, atol=2e-5, rtol=1e-4)
+
+
+def test_sharing_in_bfloat16_stays_within_its_rounding():
+    rows = some_rows([[9] * 8, [9] * 8], prompts=[20, 20])
+    model = orthora.adapt(make_model("qwen2", torch.bfloat16), "rlpo", rank=4, alpha=4.0)
+    one, other = (scorer(model).logps([rows], shared=shared) for shared in LAYOUTS)
+    assert max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True)) < 0.1
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"qwen2-medium", "qwen3_moe-dense"}))
+def test_models_with_sliding_windows_are_scored_row_by_row(kind):
+    rows = some_rows([[9] * 8, [9] * 8], prompts=[20, 20])
+    assert share_pays(rows, 32, 10_000)
+    assert scorer(make_model(kind)).shares(rows) == (kind not in WINDOWED)
+
+
+def test_a_model_that_reads_masks_its_own_way_is_found_out():
+    """A layer whose attention ignores the mask it is given."""
+    rows = some_rows([[9] * 8, [9] * 8], prompts=[20, 20])
+    model = make_model("qwen2")
+    assert scorer(model).shares(rows)
+    for layer in model.model.layers:
+        attention = layer.self_attn.forward
+        layer.self_attn.forward = lambda *args, attention=attention, **kwargs: attention(
+            *args, **kwargs | {"attention_mask": None}
+        )
+    assert not scorer(model).shares(rows)
+
+
+def test_flash_attention_and_the_setting_turn_sharing_off():
+    rows = some_rows([[9] * 8, [9] * 8], prompts=[20, 20])
+    assert not scorer(make_model("qwen2"), share=False).shares(rows)
+    model = make_model("qwen2")
+    model.config._attn_implementation = "flash_attention_2"
+    assert not scorer(model).shares(rows)
+
+
+def test_sharing_pays_for_long_prompts_and_not_for_long_responses_in_attention():
+    long_prompts = some_rows([[10] * 8], prompts=[90])
+    assert share_pays(long_prompts, 64, 50_000)
+    assert not share_pays(some_rows([[100]], prompts=[100]), 64, 50_000)  # nobody to share with
+    assert not share_pays(some_rows([[500] * 16], prompts=[8]), 64, 1_000)  # attention dominates
+
+
+def test_a_process_without_rows_gets_one_that_counts_nothing():
+    model = make_model("qwen2")
+    for shared in LAYOUTS:
+        batch = scorer(model).batch([], shared=shared)
+        logps, _ = scorer(model).score(model, batch)
+        assert logps.shape == batch.mask.shape
+        assert not batch.mask.any()
+
+
+def test_scores_without_gradients_come_back_in_order_and_leave_the_mode():
+    rows = some_rows([[2, 7, 5], [6, 1, 4]])
+    model = make_model("qwen2").train()
+    made = scorer(model)
+    whole = made.logps([rows], shared=False)
+    parts = made.logps([rows[:2], rows[2:3], rows[3:]], shared=False)
+    assert model.training
+    assert [len(values) for values in whole] == [2, 7, 5, 6, 1, 4]
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_importance_weights_are_capped_and_one_where_nothing_is_known():
+    row = some_rows([[3]])[0]
+    row.sampled = row.old - torch.tensor([0.0, 5.0, float("nan")])
+    assert collate([row], PAD).weight(2.0)[0].tolist() == [1.0, 2.0, 1.0]
+    assert collate([row], PAD).weight(0.0) is None
+
+
+def test_an_old_row_without_scores_gives_a_batch_without():
+    row = Row(0, (1,), torch.tensor([4]), None, None, None, 0.5, True)
+    assert collate([row], PAD).old is None
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5, 8])
+@pytest.mark.parametrize("group_size", [1, 3, 4])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("micro", [1, 2, 3, 8, 100])
+@pytest.mark.parametrize("together", LAYOUTS)
+def test_rows_are_dealt_once_evenly_and_within_the_passes(
+    groups, group_size, size, micro, together
+):
+    rows = some_rows(
+        [[(7 * i + k) % 13 + 1 for k in range(group_size)] for i in range(groups)],
+        prompts=[1 + 3 * i % 5 for i in range(groups)],
+    )
+    dealt = [deal(rows, size, rank, micro, together=together) for rank in range(size)]
+    everything = sorted(itertools.chain(*itertools.chain(*dealt)))
+    assert everything == list(range(len(rows)))
+    assert len({len(batches) for batches in dealt}) == 1  # the same number of passes for all
+    assert all(len(batch) <= micro for batches in dealt for batch in batches)
+    assert len(dealt[0]) <= passes_per_update(groups, group_size, micro, size)
+    counts = [sum(map(len, batches)) for batches in dealt]
+    if not together:
+        assert len(dealt[0]) == max(1, math.ceil(math.ceil(len(rows) / size) / micro))
+        assert max(counts) - min(counts) <= 1
+        loads = [sum(rows[i].length for batch in batches for i in batch) for batches in dealt]
+        assert max(loads) - min(loads) <= max(row.length for row in rows)
+    elif group_size <= micro:
+        assert max(counts) - min(counts) <= group_size
+        for batch in itertools.chain(*dealt):  # whole groups
+            members = [rows[i].group for i in batch]
+            assert all(members.count(number) == group_size for number in members)
+
+
+def test_rows_of_like_length_share_a_micro_batch():
+    rows = some_rows([[5], [1], [9], [2], [8], [1]], prompts=[1] * 6)
+    assert deal(rows, 1, 0, 2, together=False) == [[2, 4], [0, 3], [1, 5]]
+
+
+@pytest.mark.parametrize("shared", LAYOUTS)
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("groups", [8, 7, 4])
+def test_a_plan_holds_every_row_once_per_epoch_with_its_mini_batchs_divisor(shared, size, groups):
+    """Groups of three rows of two tokens; a rollout that is not full has smaller mini-batches."""
+    objective = Objective(
+        loss="dapo", ratio="token", clip_low=0.2, clip_high=0.2, dual_clip=None, beta=0.0,
+        entropy_bonus=0.0, max_tokens=9,
+    )  # fmt: skip
+    rows = some_rows([[2, 2, 2]] * groups)
+    passes = passes_per_update(2, 3, 4, size)
+    plans = [
+        plan_updates(rows, objective, Shape(3, 4, 2, passes, 4, rank, size), shared=shared)
+        for rank in range(size)
+    ]
+    for update in range(4):
+        inside = []
+        for plan in plans:
+            assert len(plan.passes) == 4 * passes * 2
+            mine = plan.passes[update * passes : (update + 1) * passes]
+            again = plan.passes[(update + 4) * passes : (update + 5) * passes]
+            assert mine == again  # the second epoch
+            inside += [row for micro, _ in mine for row in micro]
+            divisors = {divisor for _, divisor in mine}
+        expected = range(groups * update // 4, groups * (update + 1) // 4)
+        assert sorted(row.group for row in inside) == [g for g in expected for _ in range(3)]
+        assert divisors == {2.0 * len(inside)}
+    assert sum(len(plan.rows) for plan in plans) == len(rows)
+    whole = plans[0].first(1.0)
+    assert whole == plans[0].once
+    assert plans[0].first(0.25) == plans[0].mini_batches[0]
+    assert plans[0].first(0.01) == plans[0].mini_batches[0]
+    assert plans[0].first(0.0) == []
