@@ -1,15 +1,16 @@
 """What draws the rollouts: our sampler, or TRL's for vLLM and for weights that are sharded."""
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from orthora.adapters import folded, folds_exactly, merged_parameters
 from orthora.config import TrainConfig
+from orthora.methods.compose import Composition
 from orthora.sampling import Response, Sampling, sample, vocabulary_of
 
 Prompts = Sequence[Sequence[int]]
@@ -24,7 +25,7 @@ def check_engine_available(config: TrainConfig) -> None:
     """
     if config.engine != "vllm":
         return
-    if importlib.util.find_spec("vllm") is None:
+    if find_spec("vllm") is None:
         raise ValueError(
             "engine 'vllm' needs vLLM, which is not installed; pip install 'trl[vllm]' on a GPU "
             "machine, or use engine 'transformers'"
@@ -94,6 +95,20 @@ def serve_merged_weights(trainer: Any) -> None:
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     trainer.vllm_generation._iter_named_params = lambda: merged_parameters(model)
+
+
+def check_sharded(method: Composition) -> None:
+    """Refuse what TRL can't merge under sharding, where every rank holds a part of the weights.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    plain = method.structure == "lora" and not method.has("dora") and not method.init.anchored
+    if not plain and method.structure != "full":
+        raise ValueError(
+            f"vLLM can't be given the weights of {method.name} while they are sharded over "
+            "processes: TRL merges plain B A alone there; use engine 'transformers', or no sharding"
+        )
 
 
 def sampling_of(config: TrainConfig) -> Sampling:

@@ -30,13 +30,15 @@ def objective_of(config: TrainConfig) -> Objective:
     )
 
 
-def rules_of(config: TrainConfig, multiple: int) -> Rules:
+def rules_of(config: TrainConfig, world: World, *, sharded: bool) -> Rules:
     """What a rollout must hold.
 
     Args:
         config: of the run.
-        multiple: prompts are drawn in multiples of this.
+        world: the processes.
+        sharded: weights are sharded over processes.
     """
+    collective = sharded or config.engine == "vllm"  # every process takes part, with equal shares
     return Rules(
         prompts=config.prompts_per_step,
         group_size=config.group_size,
@@ -44,7 +46,7 @@ def rules_of(config: TrainConfig, multiple: int) -> Rules:
         draws=config.max_draws,
         least=config.prompts_per_step // config.mini_batch_prompts,
         keep_surplus=config.keep_surplus,
-        multiple=multiple,
+        multiple=world.size if collective else 1,
         limit=config.max_response_tokens,
         buffer=config.overlong_buffer,
         penalty=config.overlong_penalty,
@@ -86,6 +88,7 @@ def grpo_config(config: TrainConfig, checkpoints: Path, device: str, world: Worl
         use_vllm=config.engine == "vllm",
         vllm_mode=config.vllm_mode,
         vllm_server_base_url=config.vllm_url,
+        vllm_max_model_length=config.max_prompt_tokens + config.max_response_tokens,
         vllm_gpu_memory_utilization=config.vllm_memory,
         vllm_tensor_parallel_size=config.vllm_tensor_parallel,
         learning_rate=config.learning_rate,

@@ -26,7 +26,12 @@ from orthora.config import TrainConfig
 from orthora.methods import compose
 from orthora.train import checkpoints
 from orthora.train.collect import Collector, rollout_metrics
-from orthora.train.engines import SharedEngine, TransformersEngine, serve_merged_weights
+from orthora.train.engines import (
+    SharedEngine,
+    TransformersEngine,
+    check_sharded,
+    serve_merged_weights,
+)
 from orthora.train.loading import Parts
 from orthora.train.losses import total_loss
 from orthora.train.measure import Gradients, Tally, gap, kl_sums, rank_metrics, token_means
@@ -80,7 +85,7 @@ class RLVRTrainer(GRPOTrainer):
             generate=self._engine(parts),
             decode=lambda ids: parts.tokenizer.decode(ids, skip_special_tokens=True),
             judge=parts.judge,
-            rules=rules_of(config, world.size if self._sharded else 1),
+            rules=rules_of(config, world, sharded=self._sharded),
             world=world,
         )
         self._pad: int = parts.tokenizer.pad_token_id
@@ -284,8 +289,8 @@ class RLVRTrainer(GRPOTrainer):
         )
 
     def _engine(self, parts: Parts) -> Any:
-        if self._config.engine == "vllm" and not self._sharded:
-            serve_merged_weights(self)
+        if self._config.engine == "vllm":
+            check_sharded(self._method) if self._sharded else serve_merged_weights(self)
         if self._config.engine == "vllm" or self._sharded:
             return SharedEngine(self, self.eos_token_ids)
         return TransformersEngine(parts.model, parts.tokenizer, self._config)
