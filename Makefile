@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-fast bench-init lint types check clean
+.PHONY: help setup demo test test-slow bench-init bench-step lint types check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -24,15 +24,20 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## DAPO with five initialisations on the embedded model; writes runs/demo/report.html
 	$(BIN)/orthora demo $(DEMO)
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(TESTS)
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 
-test-fast: $(STAMP)  ## tests without the slow ones
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not slow' $(TESTS)
+test: $(STAMP)  ## the tests (under ten minutes on two cores)
+	$(PYTEST) -m 'not slow' $(TESTS)
+
+test-slow: $(STAMP)  ## the rest of them: every composition, more kills (as long again)
+	$(PYTEST) -m slow $(TESTS)
 
 bench-init: $(STAMP)  ## adapter starts against LAPACK, PEFT and scipy (an hour; BENCH=--quick for minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt scipy
 	$(BIN)/python bench/init.py $(BENCH)
+
+bench-step: $(STAMP)  ## a training step against TRL and PEFT (a quarter of an hour; BENCH=--quick for a minute)
+	$(BIN)/python bench/step.py $(BENCH)
 
 lint: $(STAMP)  ## ruff, lint and format
 	$(BIN)/ruff check .
@@ -41,7 +46,7 @@ lint: $(STAMP)  ## ruff, lint and format
 types: $(STAMP)  ## pyright on src
 	$(BIN)/pyright --pythonpath $(BIN)/python src
 
-check: lint types test  ## what a commit must pass
+check: lint types test test-slow  ## what a commit must pass
 
 clean:  ## remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info

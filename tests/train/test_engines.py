@@ -17,11 +17,10 @@ from trl.trainer import grpo_trainer
 import orthora
 from orthora.adapters.fold import base_parameters
 from orthora.config import TrainConfig, read_toml
-from orthora.methods import compose
 from orthora.models import load_model
 from orthora.sampling import Sampling, Vocabulary, sample
 from orthora.train import engines
-from orthora.train.engines import check_sharded, serve_merged_weights
+from orthora.train.engines import serve_merged_weights
 from orthora.train.settings import rules_of
 from orthora.train.world import World
 
@@ -162,14 +161,3 @@ def test_prompts_are_drawn_in_equal_numbers_for_every_process(tmp_path):
     own = config.model_copy(update={"engine": "transformers"})
     assert rules_of(own, World(0, 3), sharded=False).multiple == 1
     assert rules_of(own, World(0, 3), sharded=True).multiple == 3
-
-
-@pytest.mark.parametrize("method", ["pissa", "rlpo+dora", "ln", "vera", "adalora"])
-def test_sharded_weights_under_vllm_are_refused_where_trl_cannot_merge_them(method):
-    with pytest.raises(ValueError, match=r"sharded.*engine 'transformers'"):
-        check_sharded(compose(method))
-
-
-@pytest.mark.parametrize("method", ["lora", "rlpo+rslora+lora-plus", "full"])
-def test_sharded_weights_that_trl_can_merge_are_not(method):
-    check_sharded(compose(method))

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import AdaLoraConfig, LoraConfig, PeftModel
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -45,7 +46,8 @@ def export_plain(model_or_run: Any, out_dir: str | Path) -> Path:
     """
     with new_folder(out_dir) as temporary:
         if isinstance(model_or_run, PeftModel):
-            model_or_run.save_pretrained(str(temporary), selected_adapters=[ADAPTER])
+            with _pruned_is_fine(model_or_run):
+                model_or_run.save_pretrained(str(temporary), selected_adapters=[ADAPTER])
             (temporary / "README.md").unlink(missing_ok=True)  # PEFT's unfilled model card
             (temporary / STATE_NAME).unlink(missing_ok=True)  # for resuming, not for others
             _write_record(model_or_run, temporary)
@@ -69,6 +71,15 @@ def export_plain(model_or_run: Any, out_dir: str | Path) -> Path:
         else:
             raise ValueError("export_plain() takes a model from orthora.adapt, or a run folder")
     return Path(out_dir)
+
+
+@contextmanager
+def _pruned_is_fine(model: PeftModel) -> Iterator[None]:
+    """Without PEFT's warning of lost shards, where AdaLoRA has pruned a layer to rank 0."""
+    with warnings.catch_warnings():
+        if isinstance(model.peft_config[ADAPTER], AdaLoraConfig):
+            warnings.filterwarnings("ignore", message=r"Adapter .* invalid shape")
+        yield
 
 
 def write_merged(model: Any, out_dir: str | Path, dtype: torch.dtype | None = None) -> Path:

@@ -10,7 +10,6 @@ import torch
 
 from orthora.adapters import folded, folds_exactly, merged_parameters
 from orthora.config import TrainConfig
-from orthora.methods.compose import Composition
 from orthora.sampling import Response, Sampling, sample, vocabulary_of
 
 Prompts = Sequence[Sequence[int]]
@@ -95,20 +94,6 @@ def serve_merged_weights(trainer: Any) -> None:
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     trainer.vllm_generation._iter_named_params = lambda: merged_parameters(model)
-
-
-def check_sharded(method: Composition) -> None:
-    """Refuse what TRL can't merge under sharding, where every rank holds a part of the weights.
-
-    Raises:
-        ValueError: with the remedy.
-    """
-    plain = method.structure == "lora" and not method.has("dora") and not method.init.anchored
-    if not plain and method.structure != "full":
-        raise ValueError(
-            f"vLLM can't be given the weights of {method.name} while they are sharded over "
-            "processes: TRL merges plain B A alone there; use engine 'transformers', or no sharding"
-        )
 
 
 def sampling_of(config: TrainConfig) -> Sampling:

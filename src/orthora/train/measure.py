@@ -11,6 +11,7 @@ from torch import Tensor
 from orthora.adapters import ranks
 from orthora.train.losses import Clipped
 from orthora.train.rollouts import Row
+from orthora.train.sharding import norms
 
 
 def kl_sums(rows: Sequence[Row], after: Sequence[Tensor]) -> dict[str, float]:
@@ -109,9 +110,10 @@ class Gradients:
     def read(self, model: torch.nn.Module) -> None:
         """Take the norms of one update."""
         named = [(n, p.grad) for n, p in model.named_parameters() if p.grad is not None]
-        norms = torch.stack([torch.linalg.vector_norm(g) for _, g in named]).tolist()
+        if not named:  # DeepSpeed keeps them to itself
+            return
         squares: dict[str, float] = defaultdict(float)
-        for (name, _), norm in zip(named, norms, strict=True):
+        for (name, _), norm in zip(named, norms([g for _, g in named]), strict=True):
             squares[module_type(name)] += norm**2
         total = math.sqrt(sum(squares.values()))
         by_type = {kind: math.sqrt(value) for kind, value in sorted(squares.items())}

@@ -22,6 +22,7 @@ from orthora.train import checkpoints
 from orthora.train.loading import Parts, load_parts
 from orthora.train.progress import StepProgress
 from orthora.train.rewards import OwnReward
+from orthora.train.sharding import gathered
 from orthora.train.trainer import Metrics, RLVRTrainer
 from orthora.train.world import World, join, terminable
 
@@ -239,7 +240,7 @@ def _finish(
 ) -> tuple[EvalResult | None, EvalResult | None]:
     """Write what was trained, and score it; the first process works, the others wait."""
     found: tuple[EvalResult | None, EvalResult | None] | None = None
-    with world.together():
+    with gathered(parts.model), world.together():
         if world.main:
             if compose(config.method).export == "merged":
                 write_merged(parts.model, out / "model")

@@ -111,9 +111,8 @@ class Scorer:
         with torch.no_grad(), folded(model) if fold and self._fold else nullcontext():
             for rows in micro_batches:
                 logps = self.score(model, self.batch(rows, shared=shared))[0].cpu()
-                found += [
-                    values[: len(row.ids)].clone() for row, values in zip(rows, logps, strict=True)
-                ]
+                pairs = zip(rows, logps[: len(rows)], strict=True)  # none of an empty micro-batch
+                found += [values[: len(row.ids)].clone() for row, values in pairs]
         model.train(training)
         return found
 

@@ -26,12 +26,7 @@ from orthora.config import TrainConfig
 from orthora.methods import compose
 from orthora.train import checkpoints
 from orthora.train.collect import Collector, rollout_metrics
-from orthora.train.engines import (
-    SharedEngine,
-    TransformersEngine,
-    check_sharded,
-    serve_merged_weights,
-)
+from orthora.train.engines import SharedEngine, TransformersEngine, serve_merged_weights
 from orthora.train.loading import Parts
 from orthora.train.losses import total_loss
 from orthora.train.measure import Gradients, Tally, gap, kl_sums, rank_metrics, token_means
@@ -39,6 +34,7 @@ from orthora.train.optimizers import make_optimizer
 from orthora.train.rollouts import rows_of
 from orthora.train.scoring import Scorer
 from orthora.train.settings import grpo_config, objective_of, rules_of, updates_per_step
+from orthora.train.sharding import check_sharded
 from orthora.train.updates import Plan, Shape, plan_updates
 from orthora.train.world import World, check_engine
 
@@ -80,6 +76,8 @@ class RLVRTrainer(GRPOTrainer):
             processing_class=parts.tokenizer,
         )
         check_engine(self.accelerator)
+        if self._sharded:
+            check_sharded(config)
         self.collector = Collector(
             stream=parts.stream,
             generate=self._engine(parts),
@@ -98,6 +96,7 @@ class RLVRTrainer(GRPOTrainer):
             micro_batch=config.micro_batch,
             rank=world.rank,
             size=world.size,
+            even=self._sharded,
         )
         self._position = 0
         self._tally = Tally()
@@ -259,13 +258,7 @@ class RLVRTrainer(GRPOTrainer):
 
     @cached_property
     def _recomputes(self) -> bool:
-        """Whether the ratio's base is scored by the trainer, and not taken from the sampler.
-
-        Raises:
-            ValueError: if the sampler gives none.
-        """
-        if self._config.old_logps == "sampled" and self._sharded:
-            raise ValueError("sharded weights give no sampled log-probabilities; use 'auto'")
+        """Whether the ratio's base is scored by the trainer, and not taken from the sampler."""
         if self._config.old_logps != "auto":
             return self._config.old_logps == "recomputed"
         low = any(p.element_size() < 4 for p in self._policy.parameters())
@@ -289,8 +282,8 @@ class RLVRTrainer(GRPOTrainer):
         )
 
     def _engine(self, parts: Parts) -> Any:
-        if self._config.engine == "vllm":
-            check_sharded(self._method) if self._sharded else serve_merged_weights(self)
+        if self._config.engine == "vllm" and not self._sharded:
+            serve_merged_weights(self)
         if self._config.engine == "vllm" or self._sharded:
             return SharedEngine(self, self.eos_token_ids)
         return TransformersEngine(parts.model, parts.tokenizer, self._config)

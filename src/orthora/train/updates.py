@@ -22,6 +22,8 @@ class Shape:
         micro_batch: rows of one, at most.
         rank: of this process.
         size: number of processes.
+        even: every process goes through as many micro-batches as the others, empty ones included,
+            without gradients, too; where weights are sharded each forward pass needs them all.
     """
 
     group_size: int
@@ -31,6 +33,7 @@ class Shape:
     micro_batch: int
     rank: int = 0
     size: int = 1
+    even: bool = False
 
 
 @dataclass
@@ -40,7 +43,7 @@ class Plan:
     Attributes:
         passes: micro-batches of rows with the divisor of their mini-batch's loss; those of all
             updates, of every epoch.
-        mini_batches: their micro-batches, each row once, without empty ones.
+        mini_batches: their micro-batches, each row once; without empty ones, but for `Shape.even`.
         shared: a group's rows stand together in a micro-batch and share their prompt.
     """
 
@@ -91,7 +94,7 @@ def plan_updates(rows: Sequence[Row], objective: Objective, shape: Shape, *, sha
         dealt += [[] for _ in range(shape.passes - len(dealt))]
         micros = [[part[i] for i in micro] for micro in dealt]
         passes += [(micro, divisor) for micro in micros]
-        mini_batches.append([micro for micro in micros if micro])
+        mini_batches.append([micro for micro in micros if micro or shape.even])
     return Plan(passes * shape.epochs, mini_batches, shared)
 
 
