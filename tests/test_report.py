@@ -92,7 +92,7 @@ def study(tmp_path):
     make(root, "milora", 0.43, 2e-6, kl=4e-4)
     broken = [step(n) | {"grad_norm": math.nan if n == 5 else 1.0} for n in range(1, 31)]
     make(root, "pissa", 0.20, kl=3e-2, metrics=broken)
-    sparse = [{"step": n, "reward": None if n % 2 else 0.5, "kl_base_k3": 0.0} for n in (1, 2, 3)]
+    sparse = [{"step": n, "reward": None if n % 2 else 0.5, "kl_update_k3": 0.0} for n in (1, 2, 3)]
     make(root, "rlmo", 0.42, kl=3e-4, metrics=sparse)
     fail(root)
     (root / "notes").mkdir()
@@ -391,9 +391,9 @@ def test_chart_text_is_text_and_the_alternative_has_the_numbers(study):
 
 def test_values_that_cannot_be_drawn_are_counted(study):
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page_of(study))
-    assert "3 values not drawn: not finite, zero or negative." in captions[3]  # KL to base, zeros
+    assert "3 values not drawn: not finite, zero or negative." in captions[2]  # KL, zeros
     assert "1 values not drawn" in captions[4]  # gradient norm, NaN
-    assert all("not drawn" not in captions[i] for i in (0, 1, 2, 5, 6))
+    assert all("not drawn" not in captions[i] for i in (0, 1, 3, 5, 6))
 
 
 def test_same_runs_and_date_give_the_same_bytes(study):

@@ -1,8 +1,8 @@
 """The main job on the embedded model: DAPO with five initialisations, compared on one page.
 
 Five methods train at one shared learning rate, LoRA's best on this model, and two of them once more
-at a lower one. Same seed, same prompts in the same order, same sampling stream; only the start of
-the adapter differs. Runs go side by side in worker processes.
+at a lower one. Same seed, same stream of prompts, same random stream per response; only the start
+of the adapter differs. Runs go side by side in worker processes.
 """
 
 import json

@@ -62,7 +62,7 @@ CHARTS: tuple[tuple[str, str, str, bool], ...] = (
     ("reward", "Reward", "mean reward", False),
     ("pass_rate", "Pass rate on training problems", "share correct", False),
     ("kl_update_k3", "KL per update", "nats per token", True),
-    ("kl_base_k3", "KL to the base model", "nats per token", True),
+    ("kl_base_k1", "KL to the base model", "nats per token", False),
     ("grad_norm", "Gradient norm", "norm", True),
     ("entropy", "Entropy", "nats", False),
     ("length", "Response length", "tokens", False),

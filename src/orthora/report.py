@@ -61,9 +61,10 @@ tr,li,dl.grid>div{break-inside:avoid}h2,h3,summary{break-after:avoid}}
 """
 
 _NOTES = {
-    "KL": "The k3 estimator on the tokens of the rollouts, in nats per token. KL per update: "
-    "rollout policy to updated policy; the table has the mean over the run. KL to base: rollout "
-    "policy, so before the step's updates, to the base model; the table has the last step.",
+    "KL": "On the tokens of the rollouts, in nats per token. KL per update: rollout policy to "
+    "updated policy, estimator k3; the table has the mean over the run. KL to base: rollout "
+    "policy, so before the step's updates, to the base model, estimator k1 (few unlikely tokens "
+    "make k3 leap there); the table has the mean over the last ten steps.",
     "Held-out pass@1": "Mean share of correct samples over held-out problems, after training.",
     "Interval": "Bootstrap over the held-out problems. It says how much the choice of problems "
     "moves the number, and nothing of the training seed.",

@@ -84,6 +84,7 @@ def stand_in(monkeypatch):
 SMALL = {
     "engine": "vllm",
     "prompts_per_step": 4,
+    "dynamic_sampling": False,
     "group_size": 4,
     "mini_batch_prompts": 2,
     "micro_batch": 8,

@@ -21,6 +21,7 @@ from orthora.train import checkpoints
 
 SMALL = {
     "prompts_per_step": 4,
+    "dynamic_sampling": False,
     "group_size": 4,
     "mini_batch_prompts": 2,
     "micro_batch": 8,

@@ -8,11 +8,14 @@ from safetensors.torch import load_file, save_file
 
 import orthora
 from orthora.config import read_toml
+from orthora.train import trainer
 from orthora.train.measure import kl_sums
 from orthora.train.rollouts import Row
+from orthora.train.updates import plan_updates
 
 SMALL = {
     "prompts_per_step": 4,
+    "dynamic_sampling": False,
     "group_size": 4,
     "mini_batch_prompts": 2,
     "micro_batch": 8,
@@ -271,10 +274,28 @@ def test_gpt2_dropout_does_not_separate_rollout_from_update(tmp_path):
 
 
 @pytest.mark.slow
-def test_dapo_on_the_embedded_model_improves_over_the_base(tmp_path):
+def test_dapo_on_the_embedded_model_improves_over_the_base(tmp_path, monkeypatch):
+    """In half of the demo's steps; and no update has advantages of zero alone."""
+    plans = []
+
+    def recorded(*args, **kwargs):
+        plans.append(plan_updates(*args, **kwargs))
+        return plans[-1]
+
+    monkeypatch.setattr(trainer, "plan_updates", recorded)
     config = read_toml("tiny") | {"out": str(tmp_path / "run"), "method": "lora", "steps": 25}
     config |= {"eval_base": True, "eval_problems": 192, "threads": 1}
+    assert config["dynamic_sampling"]
     result = orthora.train(config, progress=False)
     assert result.evaluation is not None
     assert result.base_evaluation is not None
     assert result.evaluation.interval[0] > result.base_evaluation.interval[1]
+    updates = [part for plan in plans for part in plan.mini_batches]
+    assert len(updates) == 25 * 4
+    for part in updates:
+        advantages = [row.advantage for micro in part for row in micro]
+        assert len(advantages) == 4 * 8
+        assert sum(a != 0 for a in advantages) == 4 * 8  # of every group, not of one
+    rows = rows_of(tmp_path / "run")
+    assert any(row["groups_without_signal"] > 0 for row in rows)  # there was something to drop
+    assert all(row["groups_trained"] == 16 for row in rows)

@@ -95,6 +95,14 @@ for method in methods:
         seen[method] |= {"expected": found, "whole": logps, "whole base": base_logps}
     except Exception as error:
         raise RuntimeError(method) from error
+
+models = [orthora.adapt(make_model("qwen2", torch.bfloat16), "pissa", rank=4) for _ in range(2)]
+for layer in models[0].get_base_model().model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(models[0], mesh=mesh)
+with torch.no_grad():
+    one, other = (model(input_ids=ids).logits for model in models)
+seen["bfloat16"] = torch.equal(one, other)
 torch.save(seen, f"{folder}/{rank}.pt")
 distributed.destroy_process_group()
 """
@@ -151,6 +159,10 @@ def test_scores_agree_where_micro_batches_are_empty(method, ranks):
         assert [len(seen[method][kind]) for seen in ranks.seen] == [1, 2]
         torch.testing.assert_close(ranks.seen[0][method][kind][0], one, atol=1e-3, rtol=0)
         torch.testing.assert_close(ranks.seen[1][method][kind][1], two, atol=1e-3, rtol=0)
+
+
+def test_a_bfloat16_base_and_its_float32_adapter_are_sharded_together(ranks):
+    assert all(seen["bfloat16"] for seen in ranks.seen)
 
 
 def test_gathering_changes_nothing_where_nothing_is_sharded():

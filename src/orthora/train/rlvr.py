@@ -47,7 +47,8 @@ class RunResult:
         final: metrics of the last step.
         peak_grad_norm: largest gradient norm of any update, before clipping.
         mean_kl_update: mean over the steps of ``kl_update_k3``, nats per token.
-        kl_base: ``kl_base_k3`` of the last step: of its rollout policy, so before its updates.
+        kl_base: mean of ``kl_base_k1`` over the last ten steps; of the rollout policies, so before
+            each step's updates. (k3 leaps where the base likes a token that the policy left.)
         evaluation: held-out scores of the trained model, or None.
         base_evaluation: held-out scores of the base model, or None.
     """
@@ -288,6 +289,7 @@ def _result(
 ) -> RunResult:
     """Sum the rows up."""
     moved = [row["kl_update_k3"] for row in rows if row.get("kl_update_k3") is not None]
+    far = [row["kl_base_k1"] for row in rows[-10:] if row.get("kl_base_k1") is not None]
     peaks = [row["grad_norm_max"] for row in rows if row.get("grad_norm_max") is not None]
     return RunResult(
         status=status,
@@ -305,7 +307,7 @@ def _result(
         final=rows[-1] if rows else {},
         peak_grad_norm=max(peaks, default=None),
         mean_kl_update=sum(moved) / len(moved) if moved else None,
-        kl_base=rows[-1]["kl_base_k3"] if rows else None,
+        kl_base=sum(far) / len(far) if far else None,
         evaluation=evaluation,
         base_evaluation=base,
     )
