@@ -49,6 +49,7 @@ def torchrun(out: Path, *more: str, processes: int = 2, env=None, **changes):
     command = [*launcher, "--nproc_per_node", str(processes), "-m", "orthora", "train"]
     command += ["--config", "tiny", "--out", str(out), *flags(SETTINGS | changes), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | (env or {})
+    environment["PYTHONFAULTHANDLER"] = "1"  # an abort says where
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )

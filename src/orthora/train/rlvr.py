@@ -133,8 +133,9 @@ def train(
         raise
     seconds = sum(row.get("seconds") or 0.0 for row in rows)
     result = _result(config, parts, rows, "finished", None, seconds, evaluation, base)
-    if world.main:
-        store.write_json(out / "result.json", asdict(result))
+    with world.together():  # a launcher may end all processes once one has ended
+        if world.main:
+            store.write_json(out / "result.json", asdict(result))
     return result
 
 

@@ -1,5 +1,7 @@
 """The processes of a run: who they are, what they tell each other, and the traps of launchers."""
 
+import atexit
+import gc
 import os
 import signal
 import threading
@@ -102,6 +104,8 @@ def join(device: str, expected: int) -> World:
     if asked > 1:
         state = PartialState(cpu=device == "cpu", timeout=timedelta(hours=_HOURS))
         world = World(state.process_index, state.num_processes)
+        atexit.unregister(_leave)  # once, however many runs
+        atexit.register(_leave)
     else:
         world = World()
     if world.size != asked:
@@ -115,6 +119,17 @@ def join(device: str, expected: int) -> World:
             f"with: torchrun --nproc_per_node {expected} -m orthora train ..."
         )
     return world
+
+
+def _leave() -> None:
+    """End the backend's threads while the interpreter is whole.
+
+    Those left to its teardown have ended a finished process in "terminate called without an active
+    exception", for which torchrun then ends the other processes.
+    """
+    gc.collect()  # trainers of runs that are over hold the group
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def check_engine(accelerator: Any) -> None:
