@@ -13,6 +13,23 @@ def test_every_preset_validates_and_survives_a_round_trip_through_toml(name, tmp
     assert build(TrainConfig, file) == config
 
 
+def test_what_is_off_stays_off_through_toml(tmp_path):
+    file = tmp_path / "config.toml"
+    for value in (None, 0, 0.0):
+        config = build(TrainConfig, MINIMAL | {"dual_clip": value})
+        assert config.dual_clip == 0
+        file.write_text(to_toml(config))
+        assert build(TrainConfig, file) == config
+
+
+def test_every_field_that_may_be_none_is_none_by_default():
+    """TOML has no None: a config file says it by leaving the key out."""
+    for kind in (TrainConfig, EvalConfig):
+        for name, info in kind.model_fields.items():
+            if type(None) in getattr(info.annotation, "__args__", ()):
+                assert info.default is None, name
+
+
 def test_defaults_are_the_source_papers_table_2():
     config = build(TrainConfig, "paper")
     assert (config.rank, config.alpha, config.learning_rate) == (16, 32, 1e-5)

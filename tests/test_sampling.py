@@ -7,6 +7,7 @@ import torch
 from conftest import EOS, PAD, VOCAB, make_model
 from transformers import GenerationConfig
 
+from orthora import sampling
 from orthora.sampling import Response, Sampling, Vocabulary, sample, vocabulary_of
 
 PROMPTS = [[5, 9, 11], [7], [4, 4, 8, 20, 33, 12], [13, 6]]
@@ -159,3 +160,24 @@ def test_end_tokens_come_from_tokenizer_and_generation_config():
         eos_token_id, pad_token_id = EOS, PAD
 
     assert vocabulary_of(model, Tokens()) == Vocabulary((EOS, 7), PAD)
+
+
+@pytest.mark.parametrize("number", [1 - 2**-26, 1 - 2**-53, 0.0])
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_a_number_next_to_one_draws_a_token_that_has_a_probability(number, top_k, monkeypatch):
+    """Rounded to float32 it is 1: the last token of the vocabulary, which here is impossible."""
+    numbers = lambda _, alive: torch.full((len(alive),), number, dtype=torch.float64)  # noqa: E731
+    monkeypatch.setattr(sampling._Streams, "next", numbers)
+    model = make_model("qwen2")
+    real = model.forward
+
+    def impossible(**kwargs):
+        output = real(**kwargs)
+        output.logits[..., -8:] = -1e4
+        return output
+
+    model.forward = impossible
+    for row in drawn(model, how=Sampling(12, seed=3, top_k=top_k)).values():
+        assert bool((row.ids < VOCAB - 8).all())
+        assert bool(row.logps.isfinite().all())
+        assert bool((row.logps > -100).all())

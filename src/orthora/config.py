@@ -1,6 +1,6 @@
 """The settings of a training run and of an evaluation."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,7 @@ from orthora.strict import read_toml as read_toml
 from orthora.strict import to_toml as to_toml
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class TrainConfig(Strict):
@@ -65,12 +66,29 @@ class TrainConfig(Strict):
 
     learning_rate: float = Field(1e-5, ge=0)
     """Peak learning rate of AdamW."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning-rate schedule after the warm-up."""
+    schedule: Literal["constant", "cosine", "adaptive-kl"] = "constant"
+    """Learning-rate schedule after the warm-up; ``adaptive-kl`` begins at learning_rate and then
+    holds the KL of each rollout's updates at kl_target."""
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
     """Floor of the cosine schedule, as a share of the peak."""
     warmup_steps: int = Field(0, ge=0)
-    """Linear warm-up, in training steps."""
+    """Linear warm-up from 0, in training steps; the first update stands still, as everywhere."""
+    kl_target: float = Field(2e-3, gt=0)
+    """KL to hold between rollout policy and updated policy, in nats per token."""
+    kl_target_floor: float = Field(1.0, gt=0, le=1)
+    """Share of kl_target that a half cosine leaves at the last step; 1 holds it."""
+    kl_rule: Literal["sqrt", "step"] = "sqrt"
+    """``sqrt``: learning rate by the running ratio of KL to its square; ``step``: by a fixed factor
+    where the KL is off by more than two."""
+    kl_smoothing: float = Field(0.5, ge=0, lt=1)
+    """Share of the past in the running ratio of KL to squared learning rate."""
+    kl_max_change: float = Field(1.3, gt=1)
+    """Factor that a step may change the learning rate by."""
+    kl_undo: float = Field(10.0, ge=0)
+    """Multiple of the target beyond which a step's updates are taken back, and the learning rate is
+    lowered at once; 0 never does. Needs memory for a second adapter and optimizer state."""
+    kl_lr_bounds: tuple[Positive, Positive] = (1e-9, 0.1)
+    """Smallest and largest learning rate of ``adaptive-kl``."""
     weight_decay: float = Field(0.1, ge=0)
     """Of AdamW, pulling A and B to 0 (not to the start)."""
     adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -101,14 +119,15 @@ class TrainConfig(Strict):
     top_k: int = Field(0, ge=0)
     """Candidates of the rollout; 0 is all."""
     dynamic_sampling: bool = False
-    """Train on groups alone whose answers are neither all right nor all wrong, and draw prompts
-    until the rollout is full (DAPO)."""
+    """Train on groups alone whose answers are neither all right nor all wrong (with an own reward:
+    whose scores differ), and draw prompts until the rollout is full (DAPO)."""
     max_draws: int = Field(10, ge=1)
     """Times that prompts are drawn for one rollout; then it is trained on as it is, and says so."""
     keep_surplus: bool = False
     """Hand groups beyond a full rollout to the next one (a step off policy), not drop them."""
     patience: int = Field(20, ge=0)
-    """Steps without any group with a signal, after which the run stops; 0 never does."""
+    """Without dynamic_sampling: steps without any group with a signal, after which the run stops; 0
+    never does."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """What draws the rollouts."""
     rollout_batch: int = Field(256, ge=1)
@@ -142,8 +161,8 @@ class TrainConfig(Strict):
     """Lower clip of the ratio."""
     clip_high: float = Field(0.28, gt=0)
     """Upper clip of the ratio."""
-    dual_clip: float | None = Field(10.0, gt=1)
-    """Bound of the ratio where the advantage is negative."""
+    dual_clip: float = Field(10.0, ge=0)
+    """Bound of the ratio where the advantage is negative; 0 is off."""
     beta: float = Field(0.0, ge=0)
     """Weight of the KL term to the base model."""
     entropy_bonus: float = Field(0.0, ge=0)
@@ -179,6 +198,18 @@ class TrainConfig(Strict):
     eval_base: bool = False
     """Score the base model on them as well."""
 
+    @field_validator("dual_clip", mode="before")
+    @classmethod
+    def _off(cls, bound: Any) -> Any:
+        return 0.0 if bound is None else bound  # TOML has no None
+
+    @field_validator("dual_clip")
+    @classmethod
+    def _above_one(cls, bound: float) -> float:
+        if 0 < bound <= 1:
+            raise ValueError(f"dual_clip must be above 1, or 0 for none, got {bound:g}")
+        return bound
+
     @field_validator("method")
     @classmethod
     def _canonical(cls, method: str) -> str:
@@ -192,6 +223,8 @@ class TrainConfig(Strict):
                 f"prompts_per_step {self.prompts_per_step} is not a multiple of "
                 f"mini_batch_prompts {self.mini_batch_prompts}"
             )
+        if self.schedule == "adaptive-kl":
+            self._check_adaptive()
         if self.start and not method.has_factors:
             raise ValueError(f"{method.name} starts from no factors; leave start out")
         if self.keep_surplus and not self.dynamic_sampling:
@@ -213,6 +246,28 @@ class TrainConfig(Strict):
         if self.task == "file" and bool(self.eval_data) != bool(self.eval_problems):
             raise ValueError("eval_data and eval_problems (how many of its rows) go together")
         return self
+
+    def _check_adaptive(self) -> None:
+        """Nothing else may move the learning rate."""
+        lowest, highest = self.kl_lr_bounds
+        if not lowest <= self.learning_rate <= highest:
+            raise ValueError(
+                f"learning_rate {self.learning_rate:g} is outside kl_lr_bounds "
+                f"({lowest:g}, {highest:g}); adaptive-kl begins at it"
+            )
+        if self.warmup_steps:
+            raise ValueError(
+                "schedule 'adaptive-kl' would undo a warm-up; set warmup_steps = 0 and begin at a "
+                "low learning_rate"
+            )
+        if self.min_lr_ratio:
+            raise ValueError(
+                "min_lr_ratio is the cosine schedule's floor; adaptive-kl has kl_target_floor"
+            )
+        if 0 < self.kl_undo <= 2:
+            raise ValueError(
+                f"kl_undo {self.kl_undo:g} would take ordinary steps back; use 4 or more, or 0"
+            )
 
 
 class EvalConfig(Strict):

@@ -286,9 +286,11 @@ class _Decoder:
                 scaled = warper(self._ids, scaled)
             probabilities = torch.softmax(scaled, dim=-1)
             below = probabilities.cumsum(dim=-1)
-            targets = numbers.to(below.dtype)[:, None] * below[:, -1:]
+            whole = below[:, -1:]
+            targets = numbers.to(below.dtype)[:, None] * whole
+            # rounded up to the whole it would fall on the last token, however unlikely that is
+            targets = targets.minimum(torch.nextafter(whole, torch.zeros_like(whole)))
             tokens = torch.searchsorted(below, targets, right=True).squeeze(1)
-            tokens = tokens.clamp(max=probabilities.shape[-1] - 1)
         return tokens, logps.gather(1, tokens[:, None]).squeeze(1)
 
     def _responses(self) -> Iterator[Response]:

@@ -9,7 +9,7 @@ import torch
 from orthora.sampling import Response
 from orthora.train.collect import Collector, NoSignal, Rules, rollout_metrics
 from orthora.train.rewards import Judged
-from orthora.train.rollouts import Stream
+from orthora.train.rollouts import Answer, Group, Stream, rows_of
 from orthora.train.world import World
 from orthora.types import Problem
 
@@ -20,7 +20,7 @@ def rules(**changes) -> Rules:
     fields = {
         "prompts": PROMPTS, "group_size": GROUP, "dynamic": True, "draws": 5, "least": 2,
         "keep_surplus": False, "multiple": 1, "limit": 10, "buffer": 0, "penalty": 1.0,
-        "patience": 0,
+        "patience": 0, "mask_truncated": False,
     }  # fmt: skip
     return Rules(**(fields | changes))
 
@@ -90,6 +90,45 @@ def test_the_bound_on_draws_gives_a_smaller_rollout_that_says_so():
     assert metrics["draws"] == 3
 
 
+def answers(*given: tuple[float, float, bool]) -> Group:
+    """Of (score, penalty, ended)."""
+    nothing = torch.zeros(1)
+    made = [Answer(nothing.int(), nothing, e, s, s > 0, p) for s, p, e in given]
+    return Group(0, "p", (1,), tuple(made))
+
+
+@pytest.mark.parametrize(
+    ("given", "counted", "masked"),
+    [
+        ([(1, 0, True), (0, 0, True)], True, True),
+        ([(0, 0, True), (0, -1, False)], False, False),  # accuracy alone is the filter
+        ([(1, -1, True), (0, 0, True)], False, False),  # the penalty levels them
+        ([(1, -1, False), (0, -1, False)], True, False),  # all were cut
+        ([(1, -0.5, False), (-1, 0, True), (0, -0.25, True)], True, True),
+        ([(1, 0, False), (-1, 0, True), (0, 0, True)], True, True),
+        ([(1, 0, False), (-1, 0, False), (0, 0, True)], True, False),  # what is left is the mean
+    ],
+)
+def test_a_group_teaches_where_a_token_in_the_loss_has_an_advantage(given, counted, masked):
+    group = answers(*given)
+    assert group.teaches(mask_truncated=False) is counted
+    assert group.teaches(mask_truncated=True) is masked
+    for mask in (False, True):
+        rows = rows_of([group], "group", mask_truncated=mask)
+        moved = any(row.advantage != 0 and row.tokens for row in rows)
+        assert moved or not group.teaches(mask_truncated=mask)
+
+
+def test_every_group_kept_teaches_although_the_penalty_may_level_scores():
+    """Right answers at the limit get 1 - 2: what wrong ones get."""
+    long = collector(
+        lambda i: i % 2 == 0, rules(buffer=5, penalty=2.0), lambda key: 10 if key % 6 == 0 else 3
+    )
+    rollout = long.collect()
+    assert any(g.has_signal and len({a.reward for a in g.answers}) == 1 for g in rollout.drawn)
+    assert all(len({a.reward for a in g.answers}) > 1 for g in rollout.groups)
+
+
 def test_a_rollout_without_enough_signal_is_refused_in_one_line():
     with pytest.raises(NoSignal, match=r"^0 of \d+ groups have .* after 5 draws.*max_draws$"):
         collector(lambda i: False).collect()
@@ -105,6 +144,12 @@ def test_surplus_is_dropped_by_default_and_handed_on_if_asked_for():
     rollouts = [kept.collect() for _ in range(4)]
     used = [group.key for rollout in rollouts for group in rollout.groups]
     signal = [g.key for r in rollouts for g in r.drawn if g.has_signal]
+    for rollout in rollouts:  # those left over come first, and are told apart
+        new = {group.key for group in rollout.drawn}
+        assert [g.key in new for g in rollout.groups] == [
+            i >= rollout.stale for i in range(len(rollout.groups))
+        ]
+    assert sum(rollout.stale for rollout in rollouts) > 0
     assert used == signal[: len(used)]  # nothing is lost, nothing comes twice
     assert all(a < b for a, b in pairwise(used))
 

@@ -18,6 +18,7 @@ import orthora
 from orthora.config import read_toml
 from orthora.methods import compositions
 from orthora.train import checkpoints
+from orthora.train.trainer import RLVRTrainer
 
 SMALL = {
     "prompts_per_step": 4,
@@ -100,6 +101,7 @@ def test_every_other_composition_resumes_bit_equal(method, tmp_path):
         {"schedule": "cosine", "warmup_steps": 2, "min_lr_ratio": 0.1},
         {"old_logps": "recomputed", "entropy_bonus": 0.01},
         {"dtype": "bfloat16"},
+        {"schedule": "adaptive-kl", "learning_rate": 5e-3, "kl_undo": 4.0},
         {"train_problems": 10},  # the cut falls inside the second epoch
     ],
     ids=lambda changes: next(iter(changes)),
@@ -108,6 +110,10 @@ def test_every_kind_of_state_is_kept(changes, tmp_path):
     """Random states, the surplus of dynamic sampling, schedule, place in the prompt stream."""
     whole, broken = broken_and_whole(tmp_path, 3, method="pissa", steps=5, **changes)
     assert same(whole, broken)
+    if changes.get("schedule") == "adaptive-kl":  # a step was taken back before the cut
+        rows = values_of(whole)
+        assert any(row["undone"] for row in rows[:3])
+        assert len({row["lr"] for row in rows}) > 2
     if changes.get("keep_surplus"):
         sizes = {
             checkpoints.step_of(path): len(torch.load(path / "surplus.pt", weights_only=True))
@@ -234,6 +240,84 @@ def test_a_checkpoint_of_another_config_is_refused_whatever_the_folder_says(tmp_
     recorded.write_text(recorded.read_text().replace("rank = 2", "rank = 3"))
     with pytest.raises(ValueError, match=r"checkpoint-2 was .* differ: rank \(2 then, 3 now\)"):
         orthora.train(config | {"rank": 3}, resume=True, progress=False)
+
+
+def test_changed_data_is_refused_and_other_threads_are_told(tmp_path):
+    data = tmp_path / "data.jsonl"
+    rows = [{"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(1, 9)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "run"
+    config = settings(out, steps=2, task="file", data=str(data), train_problems=1)
+    orthora.train(config, progress=False)
+    cut(out, 1)
+    data.write_text("\n".join(map(json.dumps, [*rows[:-1], rows[-1] | {"answer": "17"}])))
+    with pytest.raises(ValueError, match=r"training problems are not those of .*checkpoint"):
+        orthora.train(config, resume=True, progress=False)
+    data.write_text("\n".join(map(json.dumps, rows)))
+    marker = out / "checkpoints" / "checkpoint-2" / checkpoints.MARKER
+    told = json.loads(marker.read_text()) | {"processes": 4}
+    marker.write_text(json.dumps(told))
+    with pytest.warns(UserWarning, match=r"processes \(4 then, 1 now\).*not bit for bit"):
+        orthora.train(config, resume=True, progress=False)
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
+    """The loss is finite, one entry of the gradient is not; clipping would spread it everywhere."""
+    out = tmp_path / "run"
+    config = settings(out, method="pissa", steps=4, keep_checkpoints=1)
+    real, calls = RLVRTrainer.compute_loss, []
+
+    def poisoned(self, model, inputs, *args, **kwargs):
+        loss = real(self, model, inputs, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 5:  # the second update of the second step... whichever: one micro-batch
+            parameter = next(p for p in model.parameters() if p.requires_grad)
+            parameter.register_hook(lambda g: g.index_fill(0, torch.tensor([0]), torch.inf))
+        return loss
+
+    monkeypatch.setattr(RLVRTrainer, "compute_loss", poisoned)
+    with pytest.raises(ValueError, match=r"gradient is not finite after \d+ updates .*lower the"):
+        orthora.train(config, progress=False)
+    monkeypatch.undo()
+    kept = checkpoints.latest(out / "checkpoints")
+    assert kept is not None
+    tensors = load_file(kept / "orthora_exact.safetensors").values()
+    assert all(bool(t.isfinite().all()) for t in tensors)
+    result = orthora.train(config, resume=True, progress=False)
+    assert (result.status, result.steps) == ("finished", 4)
+
+
+def test_a_policy_that_breaks_in_the_last_update_is_no_finished_run(tmp_path):
+    config = settings(tmp_path / "run", method="pissa", steps=1, learning_rate=1e20)
+    with pytest.raises(ValueError, match=r"not finite after"):
+        orthora.train(config, progress=False)
+    assert not (tmp_path / "run" / "adapter").exists()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "failed"
+
+
+def test_without_a_signal_what_was_trained_is_kept(tmp_path):
+    """Also where checkpoints are off."""
+    calls = []
+
+    def reward(response, answer):
+        calls.append(1)
+        return float(len(response) % 3) if len(calls) < 120 else 1.0
+
+    out = tmp_path / "run"
+    config = settings(out, steps=50, dynamic_sampling=True, save_every=0, max_draws=3)
+    with pytest.raises(ValueError, match="max_draws"):
+        orthora.train(config, reward=reward, progress=False)
+    done = len(values_of(out))
+    assert done >= 1
+    kept = checkpoints.latest(out / "checkpoints")
+    assert kept is not None
+    assert checkpoints.step_of(kept) == done
+    calls.clear()  # the world is kind again
+    config_again = settings(out, steps=50, dynamic_sampling=True, save_every=0, max_draws=3)
+    with pytest.raises(ValueError, match="max_draws"):
+        orthora.train(config_again, reward=reward, resume=True, progress=False)
+    assert len(values_of(out)) > done
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -44,9 +45,11 @@ def flags(settings: dict) -> list[str]:
     return words
 
 
-def torchrun(out: Path, *more: str, processes: int = 2, env=None, **changes):
+def torchrun(
+    out: Path, *more: str, processes: int = 2, env=None, program=("-m", "orthora"), **changes
+):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*launcher, "--nproc_per_node", str(processes), "-m", "orthora", "train"]
+    command = [*launcher, "--nproc_per_node", str(processes), *program, "train"]
     command += ["--config", "tiny", "--out", str(out), *flags(SETTINGS | changes), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | (env or {})
     environment["PYTHONFAULTHANDLER"] = "1"  # an abort says where
@@ -144,6 +147,45 @@ def test_when_a_process_dies_the_others_end_and_the_run_resumes_bit_equal(tmp_pa
     resumed = torchrun(broken, "--resume", **own)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert values_of(broken) == values_of(whole)
+
+
+BOMB_IN_BACKWARD = """
+import os, signal, sys, torch
+sys.argv = ["orthora", *sys.argv[1:]]
+from orthora.train.trainer import RLVRTrainer
+
+real = RLVRTrainer.compute_loss
+
+def bombed(self, *args, **kwargs):
+    loss = real(self, *args, **kwargs)
+    if self.state.global_step == 3 and os.environ["RANK"] == "1":
+        {act}
+    return loss
+
+RLVRTrainer.compute_loss = bombed
+from orthora.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "another process of the run is gone .*--resume"),
+        ("loss = loss * torch.nan", "the loss or its gradient is not finite after 3 updates"),
+    ],
+    ids=["killed", "nan"],
+)
+def test_what_goes_wrong_inside_an_update_is_one_line_too(act, reason, tmp_path):
+    """Gradients are summed over processes outside our own calls."""
+    script, out = tmp_path / "bombed.py", tmp_path / "run"
+    script.write_text(BOMB_IN_BACKWARD.format(act=act))
+    done = torchrun(out, program=(str(script),), eval_problems=0)
+    assert done.returncode != 0
+    assert re.search(reason, json.loads((out / "result.json").read_text())["reason"])
+    lines = [line for line in done.stderr.splitlines() if line.startswith("orthora train:")]
+    assert any(re.search(reason, line) for line in lines), done.stderr[-3000:]
+    assert "orthora/train" not in done.stderr  # no traceback of ours
 
 
 def test_an_error_in_one_process_is_one_line_and_ends_all(tmp_path):

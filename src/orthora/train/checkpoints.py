@@ -8,8 +8,10 @@ running importances. Its marker is written last: a folder without one is not pic
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch import Tensor
 from orthora.adapters import load_upkeep_state, own_parameters, upkeep_state
 from orthora.config import TrainConfig
 from orthora.store import write_json
+from orthora.train.control import Setting
 from orthora.train.rollouts import Answer, Group
 
 MARKER = "orthora_checkpoint.json"
@@ -54,6 +57,10 @@ def complete(trainer: Any) -> None:
                     "step": trainer.state.global_step // trainer._updates_per_step,
                     "drawn": state["drawn"],
                     "idle": state["idle"],
+                    "problems": trainer.collector.stream.fingerprint,
+                    "processes": world.size,
+                    "threads": torch.get_num_threads(),
+                    "setting": asdict(trainer.steering.setting),
                     "upkeep": values,
                     "config": trainer._config.model_dump(mode="json"),
                 },
@@ -90,11 +97,34 @@ def restore_position(trainer: Any, folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is no complete checkpoint of orthora train (no {MARKER})")
     marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     check_same_config(folder, marker["config"], trainer._config)
+    _check_same_world(folder, marker, trainer)
     surplus = torch.load(folder / _SURPLUS, weights_only=True)
     groups = [_as_group(entry) for entry in surplus]
     known = {key: marker[key] for key in ("drawn", "idle")}
     trainer.collector.load(known | {"surplus": groups})
+    trainer.steering.setting = Setting(**marker["setting"])
     return marker
+
+
+def _check_same_world(folder: Path, marker: dict[str, Any], trainer: Any) -> None:
+    """The problems are the same; where processes or threads are not, say what that costs.
+
+    Raises:
+        ValueError: if the problems have changed.
+    """
+    if marker["problems"] != trainer.collector.stream.fingerprint:
+        raise ValueError(
+            f"the training problems are not those of {folder}: the data file, its order or the "
+            "tokenizer has changed; put them back, or start a new run"
+        )
+    now = {"processes": trainer._world.size, "threads": torch.get_num_threads()}
+    changed = [f"{k} ({marker[k]} then, {v} now)" for k, v in now.items() if marker[k] != v]
+    if changed and trainer._world.main:
+        warnings.warn(
+            f"resuming with other {', '.join(changed)}: the run goes on, but not bit for bit as it "
+            "would have",
+            stacklevel=2,
+        )
 
 
 def restore_tensors(trainer: Any, folder: str | Path, marker: dict[str, Any]) -> None:

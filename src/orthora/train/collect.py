@@ -25,7 +25,8 @@ class Rules:
     Attributes:
         prompts: groups per rollout.
         group_size: responses per prompt, G.
-        dynamic: keep only groups whose scores differ, and draw more prompts for the others.
+        dynamic: keep only groups that teach, and draw more prompts for the others.
+        mask_truncated: responses that were cut are not in the loss.
         draws: times that prompts are drawn for one rollout, at most.
         least: groups without which there is no rollout: one per mini-batch.
         keep_surplus: hand groups beyond ``prompts`` to the next rollout, instead of dropping them.
@@ -39,6 +40,7 @@ class Rules:
     prompts: int
     group_size: int
     dynamic: bool
+    mask_truncated: bool
     draws: int
     least: int
     keep_surplus: bool
@@ -56,12 +58,14 @@ class Rollout:
     Attributes:
         groups: to train on, at most ``Rules.prompts``.
         drawn: every group drawn, those included (but for groups left over from before).
+        stale: how many of ``groups``, the first ones, were left over from before.
         draws: times that prompts were drawn.
         seconds: wall time of generation and of judging.
     """
 
     groups: list[Group]
     drawn: list[Group]
+    stale: int
     draws: int
     seconds: dict[str, float]
 
@@ -102,6 +106,7 @@ class Collector:
         """
         rules = self.rules
         kept, self.surplus = self.surplus, []
+        stale = len(kept)
         drawn: list[Group] = []
         seconds = {"generate": 0.0, "reward": 0.0}
         draws = 0
@@ -109,7 +114,7 @@ class Collector:
             groups = self._draw(self._wanted(len(kept), drawn), seconds)
             drawn += groups
             draws += 1
-            kept += [g for g in groups if g.has_signal or not rules.dynamic]
+            kept += [g for g in groups if self._teaches(g) or not rules.dynamic]
         if len(kept) < rules.least:
             raise NoSignal(
                 f"{len(kept)} of {len(drawn)} groups have answers that are neither all right nor "
@@ -119,11 +124,14 @@ class Collector:
         groups, over = kept[: rules.prompts], kept[rules.prompts :]
         self.surplus = over if rules.keep_surplus else []
         self._check_idle(groups)
-        return Rollout(groups, drawn, draws, seconds)
+        return Rollout(groups, drawn, min(stale, len(groups)), draws, seconds)
+
+    def _teaches(self, group: Group) -> bool:
+        return group.teaches(mask_truncated=self.rules.mask_truncated)
 
     def _check_idle(self, groups: Sequence[Group]) -> None:
         """Count rollouts in which nothing is learnt, and stop at ``patience``."""
-        self.idle = 0 if any(group.has_signal for group in groups) else self.idle + 1
+        self.idle = 0 if any(map(self._teaches, groups)) else self.idle + 1
         if self.rules.patience and self.idle >= self.rules.patience:
             answers = [answer for group in groups for answer in group.answers]
             rate = sum(answer.passed for answer in answers) / len(answers)
@@ -137,7 +145,7 @@ class Collector:
         """Prompts to draw next: what is missing, over the share that was kept so far."""
         wanted = self.rules.prompts - kept
         if drawn:
-            share = (sum(g.has_signal for g in drawn) + 1) / (len(drawn) + 2)
+            share = (sum(map(self._teaches, drawn)) + 1) / (len(drawn) + 2)
             wanted = min(self.rules.prompts, math.ceil(wanted / share))
         return math.ceil(wanted / self.rules.multiple) * self.rules.multiple
 
@@ -214,6 +222,7 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float | None]:
         "groups_drawn": len(rollout.drawn),
         "groups_kept": sum(g.has_signal for g in rollout.drawn),
         "groups_trained": len(rollout.groups),
+        "groups_stale": rollout.stale,
         "draws": rollout.draws,
         "length": sum(lengths) / len(lengths),
         "length_max": max(lengths),

@@ -21,7 +21,8 @@ def kl_sums(rows: Sequence[Row], after: Sequence[Tensor]) -> dict[str, float]:
     ``exp(d) - 1 - d`` with ``d = other - sampled``: unbiased, never negative (Schulman 2020). The
     source paper's eq. 6. Policies are at the rollout's temperature. With top_p < 1 or top_k > 0 the
     samples come from a truncated policy and the scores don't, so both are estimates of something
-    else; with dynamic sampling they are taken on the groups that were kept.
+    else; with dynamic sampling they are taken on the groups that were kept. Groups that an earlier
+    policy drew are left out.
 
     Args:
         rows: of this process.
@@ -31,6 +32,8 @@ def kl_sums(rows: Sequence[Row], after: Sequence[Tensor]) -> dict[str, float]:
     sums |= {f"{policy}_{k}": 0.0 for policy in ("update", "base") for k in ("k1", "k3")}
     for row, new in zip(rows, after, strict=True):
         assert row.old is not None, "a rollout is scored"
+        if not row.fresh:
+            continue
         sums["tokens"] += len(row.ids)
         sums["base_tokens"] += 0 if row.reference is None else len(row.ids)
         for name, other in (("update", new), ("base", row.reference)):
@@ -55,11 +58,12 @@ def token_means(sums: dict[str, float], *, updates: int) -> dict[str, float | No
         sums: of `kl_sums` and `Tally.sums`.
         updates: optimizer updates, over which the loss is averaged.
     """
-    tokens, scored = max(sums["tokens"], 1.0), max(sums["scored"], 1.0)
-    base = sums["base_tokens"]
+    scored = max(sums["scored"], 1.0)
+    means = {"update": sums["tokens"], "base": sums["base_tokens"]}
     row: dict[str, float | None] = {"loss": sums["loss"] / updates}
-    row |= {f"kl_update_{k}": sums[f"update_{k}"] / tokens for k in ("k1", "k3")}
-    row |= {f"kl_base_{k}": sums[f"base_{k}"] / base if base else None for k in ("k1", "k3")}
+    for name, tokens in means.items():
+        for k in ("k1", "k3"):
+            row[f"kl_{name}_{k}"] = sums[f"{name}_{k}"] / tokens if tokens else None
     row["entropy"] = sums["entropy"] / scored
     return row | {f"clip_{name}": sums[name] / scored for name in Clipped._fields}
 
@@ -130,6 +134,11 @@ class Gradients:
         }
         row["grad_norm_max"] = max(u[""] for u in self._updates)
         return row
+
+    @property
+    def finite(self) -> bool:
+        """Whether the last update's gradient is, as far as it could be read."""
+        return not self._updates or math.isfinite(self._updates[-1][""])
 
 
 _HELD = ("lora_", "vera_lambda_", "miss_block", "ia3_l", "ln_tuning_layers")

@@ -13,13 +13,14 @@ from orthora.adapters import ADAPTER
 from orthora.config import TrainConfig
 from orthora.methods import Composition
 
-_NORM = re.compile(r"(norm|ln_|layernorm)", re.IGNORECASE)
+_SPARED = re.compile(r"(norm|ln_|layernorm|magnitude_vector|ia3_l)", re.IGNORECASE)
 
 
 def make_optimizer(model: Any, method: Composition, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer of a run.
 
-    Weight decay spares biases and norms, as transformers' trainer does; it pulls what trains to 0.
+    Weight decay spares biases and norms, as transformers' trainer does, and the vectors of DoRA and
+    (IA)^3, which mean "no change" at other values than 0; all else that trains is pulled to 0.
 
     Args:
         model: from `orthora.adapt`.
@@ -40,7 +41,7 @@ def make_optimizer(model: Any, method: Composition, config: TrainConfig) -> torc
     decayed, spared = [], []
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            bare = parameter_name.endswith("bias") or _NORM.search(parameter_name)
+            bare = parameter_name.endswith("bias") or _SPARED.search(parameter_name)
             (spared if bare else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
@@ -52,6 +53,21 @@ def make_optimizer(model: Any, method: Composition, config: TrainConfig) -> torc
     if name == "lora-fa":
         optimizer.register_step_pre_hook(project_gradients(model))
     return optimizer
+
+
+def set_learning_rate(scheduler: Any, lr: float) -> None:
+    """Train on with another learning rate; groups keep their ratios, as LoRA+'s.
+
+    Args:
+        scheduler: torch's, with a constant schedule, or accelerate's around it.
+        lr: of the first group.
+    """
+    inner = getattr(scheduler, "scheduler", scheduler)
+    first = inner.base_lrs[0]
+    inner.base_lrs = [lr * (base / first) for base in inner.base_lrs]
+    for group, base in zip(inner.optimizer.param_groups, inner.base_lrs, strict=True):
+        group["lr"] = base
+    inner._last_lr = list(inner.base_lrs)
 
 
 def project_gradients(model: Any) -> Callable[..., None]:

@@ -70,8 +70,10 @@ class StepProgress:
 
 
 def describe(row: dict[str, Any]) -> str:
-    """Pass rate, KL of the update and gradient norm in a few words."""
+    """Pass rate, kept groups, KL of the update and gradient norm in a few words."""
     parts = []
+    if row.get("draws", 1) > 1:
+        parts.append(f"{row['groups_kept']} of {row['groups_drawn']} groups kept")
     for key, name, form in (
         ("pass_rate", "pass", ".2f"),
         ("kl_update_k3", "KL/update", ".1e"),

@@ -234,7 +234,8 @@ def _run(
             return
         if checkpoint:
             checkpoints.restore_position(trainer, checkpoint)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with world.clear_errors():  # gradients are summed over processes outside our own calls
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 def _finish(

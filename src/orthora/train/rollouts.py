@@ -1,7 +1,9 @@
 """What a rollout is made of: prompts in an endless order, answered responses, groups."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,6 +11,8 @@ from torch import Tensor
 
 from orthora.train.losses import advantages
 from orthora.types import Problem
+
+_LEVEL = 1e-9  # rewards nearer to their mean than this differ by rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +65,18 @@ class Group:
         """
         return len({answer.score for answer in self.answers}) > 1
 
+    def teaches(self, *, mask_truncated: bool) -> bool:
+        """Whether it has a signal, and a token in the loss with an advantage other than 0.
+
+        The length penalty may level scores that differ, and with ``mask_truncated`` the answers
+        that were cut are not in the loss.
+        """
+        mean = sum(answer.reward for answer in self.answers) / len(self.answers)
+        return self.has_signal and any(
+            abs(answer.reward - mean) > _LEVEL and (answer.ended or not mask_truncated)
+            for answer in self.answers
+        )
+
 
 @dataclass
 class Stream:
@@ -78,6 +94,14 @@ class Stream:
     seed: int
     drawn: int = 0
     _orders: dict[int, list[int]] = field(default_factory=dict)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the problems, their answers, prompts and order; a run goes on with these alone."""
+        digest = hashlib.sha256()
+        for problem, prompt in zip(self.problems, self.prompts, strict=True):
+            digest.update(repr((problem.id, problem.answer, list(prompt))).encode())
+        return digest.hexdigest()
 
     def take(self, count: int) -> list[tuple[int, Problem, tuple[int, ...]]]:
         """The next ``count`` prompts: number of the draw, problem, token ids."""
@@ -110,6 +134,7 @@ class Row:
         reference: (t,) log-probabilities under the base model; None where they are not needed.
         advantage: of the response.
         counts: False if its tokens are left out of the loss.
+        fresh: drawn by the policy that is now updated; groups kept from before are not.
     """
 
     group: int
@@ -120,6 +145,7 @@ class Row:
     reference: Tensor | None
     advantage: float
     counts: bool
+    fresh: bool = True
 
     @property
     def length(self) -> int:
@@ -132,7 +158,9 @@ class Row:
         return len(self.ids) if self.counts else 0
 
 
-def rows_of(groups: Sequence[Group], scale: Any, *, mask_truncated: bool) -> list[Row]:
+def rows_of(
+    groups: Sequence[Group], scale: Any, *, mask_truncated: bool, stale: int = 0
+) -> list[Row]:
     """The groups' responses with their advantages, group by group.
 
     Args:
@@ -140,6 +168,7 @@ def rows_of(groups: Sequence[Group], scale: Any, *, mask_truncated: bool) -> lis
         scale: of `orthora.train.losses.advantages`.
         mask_truncated: leave responses that were cut out of the loss; their rewards still count in
             the group's mean.
+        stale: how many groups, the first ones, an earlier policy drew.
     """
     rewards = torch.tensor([[a.reward for a in g.answers] for g in groups], dtype=torch.float64)
     values = advantages(rewards, scale).tolist()
@@ -153,6 +182,7 @@ def rows_of(groups: Sequence[Group], scale: Any, *, mask_truncated: bool) -> lis
             reference=None,
             advantage=value,
             counts=answer.ended or not mask_truncated,
+            fresh=number >= stale,
         )
         for number, (group, line) in enumerate(zip(groups, values, strict=True))
         for answer, value in zip(group.answers, line, strict=True)

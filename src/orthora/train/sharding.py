@@ -38,6 +38,10 @@ def check_sharded(config: TrainConfig) -> None:
             "held-out problems are scored by one process, and sharded weights need all; "
             "eval_problems = 0, and orthora eval on the finished run"
         )
+    if config.schedule == "adaptive-kl" and config.kl_undo:
+        raise ValueError(
+            "steps can't be taken back while weights are sharded over processes; kl_undo = 0"
+        )
     if config.old_logps == "sampled":
         raise ValueError("sharded weights give no sampled log-probabilities; use old_logps 'auto'")
 

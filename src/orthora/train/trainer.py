@@ -7,10 +7,8 @@ scored once more under the new policy: a signal taken inside the last mini-batch
 policy's movement by an order of magnitude.
 """
 
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -25,23 +23,23 @@ from orthora.adapters import after_update, base_policy, folds_exactly, orthogona
 from orthora.config import TrainConfig
 from orthora.methods import compose
 from orthora.train import checkpoints
-from orthora.train.collect import Collector, rollout_metrics
+from orthora.train.collect import Collector, NoSignal, Rollout
 from orthora.train.engines import SharedEngine, TransformersEngine, serve_merged_weights
 from orthora.train.loading import Parts
 from orthora.train.losses import total_loss
-from orthora.train.measure import Gradients, Tally, gap, kl_sums, rank_metrics, token_means
+from orthora.train.measure import gap, rank_metrics
+from orthora.train.meter import Meter
 from orthora.train.optimizers import make_optimizer
 from orthora.train.rollouts import rows_of
 from orthora.train.scoring import Scorer
 from orthora.train.settings import grpo_config, objective_of, rules_of, updates_per_step
 from orthora.train.sharding import check_sharded
+from orthora.train.steering import Steering
 from orthora.train.updates import Plan, Shape, plan_updates
 from orthora.train.world import World, check_engine
 
 Metrics = dict[str, Any]
 """One training step's metrics, by name."""
-
-_DISAGREEMENT = 0.05  # nats; sampler and trainer in float32 differ by less than 1e-4
 
 
 class RLVRTrainer(GRPOTrainer):
@@ -99,8 +97,9 @@ class RLVRTrainer(GRPOTrainer):
             even=self._sharded,
         )
         self._position = 0
-        self._tally = Tally()
-        self._gradients = Gradients()
+        self.steering = Steering(config)
+        self._meter = Meter()
+        self._warned = False
         self.add_callback(_Upkeep(self))
 
     # What TRL asks for
@@ -128,16 +127,19 @@ class RLVRTrainer(GRPOTrainer):
         """One forward and backward pass; gradient norms are read before clipping.
 
         Raises:
-            ValueError: if the loss is not finite.
+            ValueError: if the loss or the update's gradient is not finite.
         """
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not bool(torch.isfinite(loss)):
+        if self.accelerator.sync_gradients:  # summed over the processes: all see the same
+            self._meter.rate = self._get_learning_rate()
+            self._meter.gradients.read(self._policy)
+        if not self._meter.gradients.finite or (
+            self._world.size == 1 and not bool(loss.isfinite())
+        ):
             raise ValueError(
-                f"the loss is {float(loss)} after {self.state.global_step} updates; lower the "
-                "learning rate, or train in float32"
+                f"the loss or its gradient is not finite after {self.state.global_step} updates "
+                f"(loss {float(loss):.3g}); lower the learning rate, or train in float32"
             )
-        if self.accelerator.sync_gradients:
-            self._gradients.read(self._policy)
         return loss
 
     def compute_loss(
@@ -163,9 +165,9 @@ class RLVRTrainer(GRPOTrainer):
             self._objective,
             divisor,
         )
-        self._tally.count(loss, clipped, entropy, batch.mask)
+        self._meter.tally.count(loss, clipped, entropy, batch.mask)
         if self._position <= self.args.gradient_accumulation_steps and self._compares:
-            self._tally.widen(gap(new, batch.old, batch.mask))  # the policy has not moved yet
+            self._meter.tally.widen(gap(new, batch.old, batch.mask))  # the policy has not moved yet
         term = orthogonality(self._policy)
         if term is not None:
             loss = loss + term / self.args.gradient_accumulation_steps / self._world.size
@@ -175,19 +177,40 @@ class RLVRTrainer(GRPOTrainer):
 
     def _start_step(self) -> None:
         """Roll out, and lay out the passes of all updates."""
-        self._started = time.perf_counter()
-        self._clock: dict[str, float] = {}
-        self._tally, self._gradients = Tally(), Gradients()
+        self._meter = Meter()
         config = self._config
-        self._rollout = self.collector.collect()
+        self.steering.begin(self._policy, self.optimizer)
+        self._rollout = self._collect()
         rows = rows_of(
-            self._rollout.groups, config.advantage_scale, mask_truncated=config.mask_truncated
+            self._rollout.groups,
+            config.advantage_scale,
+            mask_truncated=config.mask_truncated,
+            stale=self._rollout.stale,
         )
-        with self._timed("kl"):
+        with self._meter.timed("kl"):
             shared = self._scorer.shares(rows)
             self._plan = plan_updates(rows, self._objective, self._shape, shared=shared)
             self._score_beforehand(self._plan)
         self._position = 0
+
+    def _collect(self) -> Rollout:
+        """The next rollout; where there is none, what was trained so far is kept."""
+        config = self._config
+        try:
+            rollout = self.collector.collect()
+        except NoSignal:
+            if self.state.global_step:
+                self._save_checkpoint(self.model, None)
+            raise
+        if len(rollout.groups) < config.prompts_per_step and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{len(rollout.groups)} of {config.prompts_per_step} groups have a signal after "
+                f"{rollout.draws} draws of {len(rollout.drawn)} prompts (max_draws); training goes "
+                "on with these. Said once; see groups_trained in the metrics",
+                stacklevel=2,
+            )
+        return rollout
 
     def _score_beforehand(self, plan: Plan) -> None:
         """Log-probabilities of the rollout under the policy and under the base, where needed."""
@@ -197,7 +220,7 @@ class RLVRTrainer(GRPOTrainer):
                 row.sampled, row.old = row.old, values
                 if row.sampled is not None:
                     known = ~row.sampled.isnan()
-                    self._tally.widen(gap(values, row.sampled.nan_to_num(0.0), known))
+                    self._meter.tally.widen(gap(values, row.sampled.nan_to_num(0.0), known))
         share = 1.0 if self._config.beta else self._config.kl_base_share
         chosen = plan.first(share)
         if chosen:
@@ -208,41 +231,23 @@ class RLVRTrainer(GRPOTrainer):
                 row.reference = values
 
     def finish_step(self) -> None:
-        """Measure the step that just ended and hand its row over."""
-        with self._timed("kl"):
+        """Measure the step that just ended, steer by it, and hand its row over."""
+        meter = self._meter
+        with meter.timed("kl"):
             after = self._scorer.logps(self._plan.once, shared=self._plan.shared)
-        mine = kl_sums(self._plan.rows, after) | self._tally.sums()
-        everybody = self._world.gather((mine, self._tally.gap))
-        sums = {key: sum(part[key] for part, _ in everybody) for key in mine}
-        largest = max(gap for _, gap in everybody)
-        if largest > _DISAGREEMENT and self._compares:
-            warnings.warn(
-                f"sampler and trainer differ by up to {largest:.2g} nats in a token; use "
-                "old_logps 'recomputed', or train in float32",
-                stacklevel=2,
-            )
         row: Metrics = {"step": self.state.global_step // self._updates_per_step}
-        row |= rollout_metrics(self._rollout)
-        row |= token_means(sums, updates=self._updates_per_step)
-        row["sampling_gap"] = largest if self._compares or self._recomputes else None
-        row |= self._gradients.metrics()
+        row |= meter.row(
+            self._rollout,
+            self._plan.rows,
+            after,
+            self._world,
+            updates=self._updates_per_step,
+            compares=self._compares,
+            recomputes=self._recomputes,
+        )
         row |= rank_metrics(self._policy)
-        row["lr"] = self._get_learning_rate()
-        row |= self._seconds()
-        self._on_step(row)
-
-    def _seconds(self) -> Metrics:
-        """Wall time of the step, in total and by phase."""
-        total = time.perf_counter() - self._started
-        clock = self._rollout.seconds | self._clock
-        clock["train"] = total - sum(clock.values())
-        return {"seconds": total} | {f"seconds/{name}": clock[name] for name in sorted(clock)}
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._clock[phase] = self._clock.get(phase, 0.0) + time.perf_counter() - started
+        row |= self.steering.end(row, self.lr_scheduler)
+        self._on_step(row | meter.seconds(self._rollout))
 
     # What decides how
 

@@ -3,10 +3,11 @@
 import atexit
 import gc
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from torch import distributed
 
 Value = TypeVar("Value")
 _MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+_BACKENDS = r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket"
 _HOURS = 6  # that a process may wait for the others: rollouts are long, and evaluation runs on one
 
 
@@ -58,6 +60,10 @@ class World:
         with _clear_errors():
             distributed.broadcast_object_list(told, src=0)
         return told[0]
+
+    def clear_errors(self) -> AbstractContextManager[None]:
+        """Inside, where a backend says that it lost a process, `LostProcess` says so instead."""
+        return _clear_errors(_BACKENDS) if self.size > 1 else nullcontext()
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -170,11 +176,17 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
-    """One line instead of a backend's stack where another process is gone."""
+def _clear_errors(words: str = "") -> Iterator[None]:
+    """One line instead of a backend's stack where another process is gone.
+
+    Args:
+        words: pattern that tells the backend's errors from others.
+    """
     try:
         yield
     except RuntimeError as error:
+        if not re.search(words, str(error), re.IGNORECASE):
+            raise
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LostProcess(
             f"another process of the run is gone ({line[:120]}); its own output says why. Start "

@@ -1,0 +1,130 @@
+"""The learning rate that holds the policy's movement: KL of each rollout's updates at a target.
+
+Adapting a step size to the measured KL is standard in RL for robots (Heess et al. 2017,
+arXiv 1707.02286; rl_games, rsl_rl, skrl). Here the signal is the KL after all updates on a rollout,
+and the law is a pure function, so that it is the same on every process and after a resume.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from orthora.config import TrainConfig
+
+_DEEPEST = 0.1  # of the learning rate, that one undone step may leave
+_HELD = 2.0  # the stepwise rule holds within this factor of the target
+
+
+@dataclass(frozen=True)
+class Law:
+    """How the learning rate follows the measured KL.
+
+    Attributes:
+        target: KL(rollout policy || updated policy) to hold, in nats per token.
+        rule: ``"sqrt"``: for small updates the KL grows with the square of the learning rate, so
+            that the running ratio of the two says which one meets the target. ``"step"``: divide by
+            ``max_change`` above twice the target, multiply below half of it (rsl_rl's rule).
+        smoothing: share of the past in the running geometric mean of KL / lr^2; of ``"sqrt"``.
+        max_change: factor that one step may change the learning rate by.
+        undo: multiple of the target beyond which a step's updates are taken back; 0 never does.
+        bounds: smallest and largest learning rate.
+        floor: share of the target that is left at the last step, by a half cosine; 1 holds it.
+        steps: of the run.
+    """
+
+    target: float
+    rule: Literal["sqrt", "step"] = "sqrt"
+    smoothing: float = 0.5
+    max_change: float = 1.3
+    undo: float = 10.0
+    bounds: tuple[float, float] = (1e-9, 0.1)
+    floor: float = 1.0
+    steps: int = 1
+
+    def target_at(self, step: int) -> float:
+        """The target of a training step, from 1."""
+        if self.steps <= 1:
+            return self.target
+        progress = min(1.0, (step - 1) / (self.steps - 1))
+        decay = 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.target * (self.floor + (1.0 - self.floor) * decay)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the next step trains with.
+
+    Attributes:
+        lr: learning rate.
+        log_gain: running mean of log(KL / lr^2); None before the first measurement.
+    """
+
+    lr: float
+    log_gain: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a measurement leads to.
+
+    Attributes:
+        setting: of the next step.
+        undo: take the step's updates back.
+        saturated: the law wants a learning rate outside its bounds.
+    """
+
+    setting: Setting
+    undo: bool = False
+    saturated: bool = False
+
+
+def law_of(config: TrainConfig) -> Law | None:
+    """The config's law; None where its schedule is another."""
+    if config.schedule != "adaptive-kl":
+        return None
+    return Law(
+        target=config.kl_target,
+        rule=config.kl_rule,
+        smoothing=config.kl_smoothing,
+        max_change=config.kl_max_change,
+        undo=config.kl_undo,
+        bounds=config.kl_lr_bounds,
+        floor=config.kl_target_floor,
+        steps=config.steps,
+    )
+
+
+def decide(law: Law, setting: Setting, kl: float | None, step: int) -> Decision:
+    """The next learning rate, from the KL that this step's updates caused.
+
+    Args:
+        law: how to follow.
+        setting: that the step was trained with.
+        kl: measured after the step's last update, in nats per token; None or 0 (nothing moved)
+            holds the setting; what is not finite is undone like a step that went too far.
+        step: that was measured, from 1; the next one's target is aimed at.
+    """
+    if kl is None or kl == 0.0:
+        return Decision(setting)
+    now, ahead = law.target_at(step), law.target_at(step + 1)
+    if law.undo and not kl <= law.undo * now:
+        ratio = math.sqrt(ahead / kl) if math.isfinite(kl) else 0.0
+        return _bounded(law, setting.lr * max(ratio, _DEEPEST), None, undo=True)
+    if not math.isfinite(kl):
+        return _bounded(law, setting.lr / law.max_change, None)
+    if law.rule == "step":
+        high, low = kl > _HELD * ahead, kl < ahead / _HELD
+        change = 1.0 / law.max_change if high else law.max_change if low else 1.0
+        return _bounded(law, setting.lr * change, None)
+    # k3 is never negative but for rounding
+    gain = math.log(max(kl, 1e-30)) - 2.0 * math.log(setting.lr)
+    if setting.log_gain is not None:
+        gain = law.smoothing * setting.log_gain + (1.0 - law.smoothing) * gain
+    wanted = math.exp(0.5 * (math.log(ahead) - gain))
+    lowest, highest = setting.lr / law.max_change, setting.lr * law.max_change
+    return _bounded(law, min(max(wanted, lowest), highest), gain)
+
+
+def _bounded(law: Law, lr: float, gain: float | None, *, undo: bool = False) -> Decision:
+    inside = min(max(lr, law.bounds[0]), law.bounds[1])
+    return Decision(Setting(inside, gain), undo, inside != lr)

@@ -1,0 +1,67 @@
+"""The learning rate of the next step, set by what this one did to the policy."""
+
+import math
+from typing import Any
+
+import torch
+
+from orthora.config import TrainConfig
+from orthora.train.control import Setting, decide, law_of
+from orthora.train.optimizers import set_learning_rate
+from orthora.train.snapshot import Snapshot
+
+
+class Steering:
+    """Follows the config's law between steps; does nothing where its schedule is another.
+
+    Attributes:
+        setting: of the next step; all that a checkpoint needs.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._law = law_of(config)
+        self.setting = Setting(config.learning_rate)
+        self._before: Snapshot | None = None
+
+    def begin(self, model: Any, optimizer: torch.optim.Optimizer) -> None:
+        """Before a step's updates: remember what may have to be put back."""
+        if self._law and self._law.undo:
+            self._before = Snapshot(model, optimizer)
+
+    def end(self, row: dict[str, Any], scheduler: Any) -> dict[str, Any]:
+        """After a step's updates: take them back if they went too far, and set the learning rate.
+
+        The KL is the same number on every process, and so is what follows.
+
+        Args:
+            row: the step's metrics.
+            scheduler: of the learning rate.
+
+        Returns:
+            Metrics.
+
+        Raises:
+            ValueError: if the policy is broken: its scores are not finite, and the step was not
+                taken back. It is then neither logged as a step nor saved.
+        """
+        found = (
+            decide(self._law, self.setting, row["kl_update_k3"], row["step"]) if self._law else None
+        )
+        if found and found.undo and self._before:
+            self._before.restore()
+        elif not all(math.isfinite(row[key] or 0.0) for key in ("loss", "kl_update_k3")):
+            raise ValueError(
+                f"the policy's scores are not finite after the updates of step {row['step']}; "
+                "lower the learning rate, or train in float32; --resume goes on from the last "
+                "checkpoint"
+            )
+        self._before = None
+        if self._law is None or found is None:
+            return {}
+        self.setting = found.setting
+        set_learning_rate(scheduler, found.setting.lr)
+        return {
+            "kl_target": self._law.target_at(row["step"]),
+            "undone": found.undo,
+            "lr_bounded": found.saturated,
+        }
