@@ -70,6 +70,12 @@ def test_defaults_are_the_source_papers_table_2():
         ({"loss": "ppo"}, ["loss", "'ppo'"]),
         ({"group_size": 1}, ["group_size", "1"]),
         ({"dual_clip": 0.5}, ["dual_clip", "0.5"]),
+        ({"data": "mine.jsonl"}, ["data", "task 'file'"]),
+        ({"eval_data": "mine.jsonl"}, ["eval_data", "task 'file'"]),
+        ({"eval_base": True}, ["eval_base", "eval_problems"]),
+        ({"vllm_url": "http://x"}, ["vllm_url", "engine 'vllm'"]),
+        ({"lora_plus_ratio": 4.0}, ["lora_plus_ratio", "rlpo+lora-plus"]),
+        ({"steps": 5, "warmup_steps": 5}, ["warmup_steps 5", "5 steps"]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_value(change, words):

@@ -49,9 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"orthora {command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"orthora {command}: {str(error) or 'interrupted'}", file=sys.stderr)
+        print(f"orthora {command}: {str(error) or _stopped(command)}", file=sys.stderr)
         return 130
     return 0
+
+
+_GO_ON = {"train": "; go on with --resume", "init": "; the same command goes on"}
+
+
+def _stopped(command: str) -> str:
+    """What Ctrl-C leaves to do."""
+    return f"interrupted{_GO_ON.get(command, '')}"
 
 
 def _methods(arguments: list[str]) -> None:

@@ -12,6 +12,7 @@ from orthora.strict import read_toml as read_toml
 from orthora.strict import to_toml as to_toml
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+_PLUS = 2.0
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -60,7 +61,7 @@ class TrainConfig(Strict):
     """On the adapter's input in the update; rollouts and measurements run without."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Of data order, sampling and random initialisations."""
-    lora_plus_ratio: float = Field(2.0, ge=1)
+    lora_plus_ratio: float = Field(_PLUS, ge=1)
     """With ``lora-plus``: learning rate of B over that of A (2 in PeRL's RLVR runs; the LoRA+ paper
     has 16 for fine-tuning)."""
 
@@ -241,11 +242,36 @@ class TrainConfig(Strict):
             )
         if "{prompt}" not in self.prompt_template:
             raise ValueError("prompt_template must contain {prompt}")
+        self._check_unused()
         if self.task == "file" and self.data is None:
             raise ValueError("task 'file' needs data, a JSONL or parquet file or a hub data set")
         if self.task == "file" and bool(self.eval_data) != bool(self.eval_problems):
             raise ValueError("eval_data and eval_problems (how many of its rows) go together")
         return self
+
+    def _check_unused(self) -> None:
+        """A setting that would be passed over in silence."""
+        optimizer = compose(self.method).optimizer
+        for wrong, key, remedy in (
+            (self.task != "file" and self.data, "data", "task 'file'"),
+            (self.task != "file" and self.eval_data, "eval_data", "task 'file'"),
+            (self.eval_base and not self.eval_problems, "eval_base", "eval_problems"),
+            (self.vllm_url and self.engine != "vllm", "vllm_url", "engine 'vllm'"),
+            (
+                "lora_plus_ratio" in self.model_fields_set
+                and self.lora_plus_ratio != _PLUS
+                and not (optimizer and optimizer.name == "lora-plus"),
+                "lora_plus_ratio",
+                f"method '{self.method}+lora-plus'",
+            ),
+            (
+                self.warmup_steps and self.warmup_steps >= self.steps,
+                f"warmup_steps {self.warmup_steps}",
+                f"more than the {self.steps} steps of the run",
+            ),
+        ):
+            if wrong:
+                raise ValueError(f"{key} needs {remedy}; set that, or leave {key.split()[0]} out")
 
     def _check_adaptive(self) -> None:
         """Nothing else may move the learning rate."""

@@ -227,7 +227,7 @@ def test_a_finished_run_and_a_folder_of_other_things_are_refused(tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "mine.txt").write_text("x")
-    with pytest.raises(ValueError, match="already holds"):
+    with pytest.raises(ValueError, match=r"no config.toml to resume by"):
         orthora.train(config | {"out": str(other)}, resume=True, progress=False)
     assert [path.name for path in other.iterdir()] == ["mine.txt"]
 
@@ -240,6 +240,76 @@ def test_a_checkpoint_of_another_config_is_refused_whatever_the_folder_says(tmp_
     recorded.write_text(recorded.read_text().replace("rank = 2", "rank = 3"))
     with pytest.raises(ValueError, match=r"checkpoint-2 was .* differ: rank \(2 then, 3 now\)"):
         orthora.train(config | {"rank": 3}, resume=True, progress=False)
+
+
+DAMAGES = {
+    "optimizer missing": lambda c: (c / "optimizer.pt").unlink(),
+    "scheduler missing": lambda c: (c / "scheduler.pt").unlink(),
+    "random state missing": lambda c: (c / "rng_state.pth").unlink(),
+    "optimizer cut": lambda c: os.truncate(c / "optimizer.pt", 1000),
+    "adapter empty": lambda c: os.truncate(c / "orthora_exact.safetensors", 0),
+    "marker empty": lambda c: os.truncate(c / checkpoints.MARKER, 0),
+    "surplus missing": lambda c: (c / "surplus.pt").unlink(),
+    "state missing": lambda c: (c / "trainer_state.json").unlink(),
+}
+
+
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory):
+    out = tmp_path_factory.mktemp("three") / "run"
+    orthora.train(settings(out, steps=3, method="pissa", keep_checkpoints=9), progress=False)
+    return out
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_aloud_and_the_run_is_the_same(
+    how, three_steps, tmp_path
+):
+    """transformers would go on with a fresh optimizer, and say nothing."""
+    out = tmp_path / "run"
+    shutil.copytree(three_steps, out)
+    cut(out, 2)
+    newest = checkpoints.latest(out / "checkpoints")
+    assert newest is not None
+    DAMAGES[how](newest)
+    config = settings(out, steps=3, method="pissa", keep_checkpoints=9)
+    with pytest.warns(UserWarning, match=r"checkpoint-4 is damaged .*going on from checkpoint-2"):
+        orthora.train(config, resume=True, progress=False)
+    assert same(out, three_steps)
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_started_over_in_silence(
+    three_steps, tmp_path
+):
+    out = tmp_path / "run"
+    shutil.copytree(three_steps, out)
+    cut(out, 2)
+    for path in (out / "checkpoints").glob("checkpoint-*"):
+        (path / "optimizer.pt").unlink()
+    config = settings(out, steps=3, method="pissa", keep_checkpoints=9)
+    with pytest.raises(ValueError, match=r"optimizer.pt is missing.*delete it to start"):
+        orthora.train(config, resume=True, progress=False)
+    assert len(values_of(out)) == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("result.json", "{", r"result.json can't be read"),
+        ("metrics.jsonl", None, r"metrics.jsonl has 0 rows.*after step 2"),
+        ("config.toml", None, r"no config.toml to resume by"),
+    ],
+)
+def test_a_damaged_folder_is_one_line_with_the_file(file, text, words, three_steps, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(three_steps, out)
+    cut(out, 2)
+    (out / file).unlink(missing_ok=True)
+    if text is not None:
+        (out / file).write_text(text)
+    config = settings(out, steps=3, method="pissa", keep_checkpoints=9)
+    with pytest.raises(ValueError, match=words):
+        orthora.train(config, resume=True, progress=False)
 
 
 def test_changed_data_is_refused_and_other_threads_are_told(tmp_path):

@@ -1,6 +1,8 @@
 import json
 import math
+import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import save_model
@@ -10,6 +12,7 @@ import orthora
 from orthora.config import read_toml
 from orthora.train import trainer
 from orthora.train.measure import kl_sums
+from orthora.train.rewards import own_judge
 from orthora.train.rollouts import Row
 from orthora.train.updates import plan_updates
 
@@ -189,6 +192,35 @@ def test_an_own_reward_is_used(tmp_path):
     assert result.final["reward"] > 3
     with pytest.raises(ValueError, match="can't import the reward"):
         orthora.train(config | {"out": str(tmp_path / "b"), "reward": f"{reward}:nothing"})
+
+
+def raising(response, answer):
+    raise KeyError("x")
+
+
+@pytest.mark.parametrize(
+    ("reward", "words", "begun"),
+    [
+        (raising, r"reward raising raised KeyError: 'x' \(test_rlvr.py, line \d+\) for", True),
+        (lambda response, answer: sys.exit(3), r"raised SystemExit: 3", True),
+        (lambda response, answer: None, "returned None .*return a number", True),
+        (lambda response, answer: "1.0", "returned '1.0' .*return a number", True),
+        (lambda response: 1.0, "must take .response, answer.", False),
+        (3, "is a int, not a function", False),
+        ("nowhere.py:f", "can't import the reward", False),
+    ],
+)
+def test_a_reward_that_can_not_be_used_is_one_line(reward, words, begun, tmp_path):
+    config = read_toml("tiny") | SMALL | {"out": str(tmp_path / "run"), "steps": 1}
+    with pytest.raises(ValueError, match=words) as error:
+        orthora.train(config, reward=reward, progress=False)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "run").exists() is begun  # a model that answered is worth its folder
+
+
+@pytest.mark.parametrize("kind", [np.float32, torch.tensor, bool, int])
+def test_whatever_is_a_number_is_a_score(kind):
+    assert own_judge(lambda response, answer: kind(1))("", "").score == 1.0
 
 
 def corrupt(folder, how):

@@ -3,7 +3,8 @@
 A checkpoint is the folder that transformers' trainer writes (adapter in PEFT's form, optimizer,
 schedule, random states), and beside these what makes it exact: every trained and frozen tensor of
 the adapter, the position in the prompt stream, groups left over by dynamic sampling, and AdaLoRA's
-running importances. Its marker is written last: a folder without one is not picked up.
+running importances. Its marker is written last and names all files with their sizes: a folder
+without one, or with a file missing or cut, is not picked up.
 """
 
 import json
@@ -62,6 +63,7 @@ def complete(trainer: Any) -> None:
                     "threads": torch.get_num_threads(),
                     "setting": asdict(trainer.steering.setting),
                     "upkeep": values,
+                    "files": {f.name: f.stat().st_size for f in folder.iterdir() if f.is_file()},
                     "config": trainer._config.model_dump(mode="json"),
                 },
             )
@@ -83,7 +85,10 @@ def check_same_config(where: Path, before: dict[str, Any], config: TrainConfig) 
     keys = [key for key in now | before if before.get(key) != now.get(key) and key != "out"]
     if keys:
         pairs = [f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in keys]
-        raise ValueError(f"{where} was run with another config; these differ: {', '.join(pairs)}")
+        raise ValueError(
+            f"{where} was run with another config; these differ: {', '.join(pairs)}. Resume with "
+            "the config of then (config.toml), or choose another out"
+        )
 
 
 def restore_position(trainer: Any, folder: str | Path) -> dict[str, Any]:
@@ -153,9 +158,39 @@ def restore_tensors(trainer: Any, folder: str | Path, marker: dict[str, Any]) ->
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a folder of checkpoints; None if there is none."""
-    found = [path.parent for path in folder.glob(f"checkpoint-*/{MARKER}")]
-    return max(found, key=_number) if found else None
+    """The newest sound checkpoint in a folder of checkpoints; None if there never was one.
+
+    Raises:
+        ValueError: if there are checkpoints, and all of them are damaged.
+    """
+    found = sorted((p.parent for p in folder.glob(f"checkpoint-*/{MARKER}")), key=_number)
+    told = []
+    for path in reversed(found):
+        reason = damage(path)
+        if reason is None:
+            if told:
+                warnings.warn(f"{'; '.join(told)}; going on from {path.name}", stacklevel=2)
+            return path
+        told.append(f"{path} is damaged ({reason})")
+    if told:
+        raise ValueError(f"{'; '.join(told)}; delete it to start the run from its beginning")
+    return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is missing or cut in a checkpoint that has a marker; None if it is sound."""
+    try:
+        marker = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
+        files = marker["files"]
+    except (ValueError, KeyError):
+        return f"{MARKER} can't be read"
+    for name, size in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} of {size} bytes"
+    return None
 
 
 def step_of(checkpoint: Path) -> int:

@@ -39,15 +39,19 @@ class Parts:
     judge: Judge
 
 
-def load_parts(config: TrainConfig, reward: OwnReward | None, device: str) -> Parts:
+def load_parts(config: TrainConfig, reward: OwnReward | str | None, device: str) -> Parts:
     """Read model and data and attach the adapters.
 
     Raises:
         ValueError: as `orthora.train` says, for model, data and adapter.
     """
     check_engine_available(config)
-    if reward is None and config.reward:
-        reward = import_reward(config.reward)
+    own = reward or config.reward
+    judge = (
+        own_judge(import_reward(own) if isinstance(own, str) else own)
+        if own
+        else verdict_judge(config.reward_rule)
+    )
     tokenizer = models.load_tokenizer(config.model)
     train_problems, held_out = _problems(config)
     plain = config.plain_prompts
@@ -74,7 +78,6 @@ def load_parts(config: TrainConfig, reward: OwnReward | None, device: str) -> Pa
         start=config.start,
         total_updates=config.steps * updates_per_step(config),
     )
-    judge = own_judge(reward) if reward else verdict_judge(config.reward_rule)
     stream = Stream(problems, prompts, config.seed)
     dropped = len(train_problems) - len(kept)
     return Parts(tokenizer, model, problems, stream, held_out, dropped, judge)

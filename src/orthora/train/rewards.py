@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.util
+import inspect
 import math
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,16 +44,40 @@ def verdict_judge(rule: str) -> Judge:
 
 
 def own_judge(function: OwnReward) -> Judge:
-    """A user's function with its scores checked; positive scores count as passes."""
+    """A user's function with its scores checked; positive scores count as passes.
+
+    Raises:
+        ValueError: if it can't be called with a response and an answer.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    if not callable(function):
+        raise ValueError(f"the reward is a {name}, not a function of (response, answer)")
+    try:
+        inspect.signature(function).bind("", "")
+    except TypeError as error:
+        raise ValueError(f"the reward {name} must take (response, answer): {error}") from error
+    except ValueError:  # built-ins have no signature
+        pass
 
     def judge(response: str, answer: str) -> Judged:
-        value = function(response, answer)
-        if not isinstance(value, int | float):
+        try:
+            value = function(response, answer)
+        except (Exception, SystemExit) as error:  # the function is the user's: it may do anything
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise ValueError(
+                f"the reward {name} raised {type(error).__name__}: {error} "
+                f"({Path(place.filename).name}, line {place.lineno}) for the response "
+                f"{response[:80]!r}; return a number for every response"
+            ) from error
+        try:
+            score = math.nan if isinstance(value, str) else float(value)
+        except (TypeError, ValueError):
+            score = math.nan
+        if not math.isfinite(score) and not isinstance(value, float):
             raise ValueError(
                 f"the reward returned {value!r} for the response {response[:80]!r}; return a "
                 "number for every response"
             )
-        score = float(value)
         if not math.isfinite(score):
             raise ValueError(
                 f"the reward returned {score} for the response {response[:80]!r}; return a finite "

@@ -76,7 +76,7 @@ class RunResult:
 def train(
     config: TrainConfig | dict[str, Any] | str | Path,
     *,
-    reward: OwnReward | None = None,
+    reward: OwnReward | str | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> RunResult:
@@ -90,7 +90,8 @@ def train(
 
     Args:
         config: a `TrainConfig`, a dict of its fields, a TOML file, or a preset's name.
-        reward: own reward (response, gold answer) -> score, in place of the verifier.
+        reward: own reward (response, gold answer) -> score, in place of the verifier; or its name,
+            as in the config.
         resume: go on with the run in ``config.out`` from its last complete checkpoint; where there
             is none yet, from the start. On one kind of machine, with the same number of threads and
             processes, the result is that of a run that was never interrupted, bit for bit.
@@ -178,15 +179,28 @@ def _check_resume(config: TrainConfig, out: Path) -> None:
         ValueError: if it is something else, finished, or its config differs, naming the keys.
     """
     if not (out / "config.toml").is_file():
-        _refuse_used(out)
+        if out.is_dir() and any(out.iterdir()):
+            raise ValueError(f"{out} has no config.toml to resume by; choose another out")
         return
     result = out / "result.json"
-    if result.is_file() and json.loads(result.read_text())["status"] == "finished":
+    if result.is_file() and _status(result) == "finished":
         raise ValueError(
             f"{out} is finished; score it with orthora eval, or choose another out for a new run"
         )
     before = build(TrainConfig, read_toml(out / "config.toml"))
     checkpoints.check_same_config(out, before.model_dump(mode="json"), config)
+
+
+def _status(result: Path) -> str:
+    """How the run ended, by its result.json.
+
+    Raises:
+        ValueError: if the file can't be read.
+    """
+    try:
+        return json.loads(result.read_text(encoding="utf-8"))["status"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{result} can't be read ({error}); delete it to resume") from error
 
 
 def _open_folder(config: TrainConfig, out: Path, resume: bool) -> Path | None:
@@ -198,7 +212,13 @@ def _open_folder(config: TrainConfig, out: Path, resume: bool) -> Path | None:
         store.write_atomic(metrics, "")
     else:
         checkpoints.remove_incomplete(out / "checkpoints")
-        lines = metrics.read_text().splitlines(keepends=True)[: checkpoints.step_of(checkpoint)]
+        step = checkpoints.step_of(checkpoint)
+        lines = metrics.read_text().splitlines(keepends=True)[:step] if metrics.is_file() else []
+        if len(lines) < step:
+            raise ValueError(
+                f"{metrics} has {len(lines)} rows and {checkpoint.name} stands after step {step}; "
+                "put the file back, or choose another out"
+            )
         store.write_atomic(metrics, "".join(lines))
     for rest in ("adapter", "model"):  # of a run that was killed after its last step
         shutil.rmtree(out / rest, ignore_errors=True)

@@ -62,6 +62,6 @@ class Steering:
         set_learning_rate(scheduler, found.setting.lr)
         return {
             "kl_target": self._law.target_at(row["step"]),
-            "undone": found.undo,
-            "lr_bounded": found.saturated,
+            "undone": int(found.undo),
+            "lr_bounded": int(found.saturated),
         }
