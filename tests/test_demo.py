@@ -4,14 +4,14 @@ from pathlib import Path
 import pytest
 
 from orthora.config import to_toml
-from orthora.demo import LOWER, SHARED, demo, plan
+from orthora.demo import ADAPTIVE, SHARED, demo, plan
 
 
-def test_the_runs_differ_in_method_and_learning_rate_alone():
+def test_the_runs_differ_in_method_and_schedule_alone():
     configs = plan(Path("x"), steps=3, eval_problems=4, seed=1, threads=1)
-    assert len(configs) == len(SHARED) + len(LOWER)
+    assert len(configs) == len(SHARED) + len(ADAPTIVE)
     assert len({config.out for config in configs}) == len(configs)
-    apart = {"method", "learning_rate", "out"}
+    apart = {"method", "schedule", "out"}
     common = [config.model_dump(exclude=apart) for config in configs]
     assert all(item == common[0] for item in common)
 

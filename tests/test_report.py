@@ -302,6 +302,23 @@ def test_lower_rate_base_and_seed_sentences(study):
     assert "One seed per setting: differences inside the intervals tell nothing" in text
 
 
+def test_adaptive_runs_are_a_setting_of_their_own(tmp_path):
+    """They begin at a fixed run's learning rate, and are never pooled with it."""
+    make(tmp_path, "lora", 0.5)
+    make(tmp_path, "pissa", 0.2)
+    folder = make(tmp_path, "pissa", 0.6, seed=9)
+    (folder / "config.toml").write_text('schedule = "adaptive-kl"\nkl_target = 0.002\n')
+    labels = [run.label for run in load_runs(tmp_path)]
+    assert labels == ["lora 1e-5", "pissa 1e-5", "pissa adaptive-kl 2e-3 from 1e-5"]
+    text = joined(tmp_path)
+    assert "At the learning rate 1e-5, which 2 methods share" in text
+    assert (
+        "pissa: pass@1 0.200 at 1e-5 and 0.600 at adaptive-kl 2e-3 from 1e-5, +0.400 with "
+        "adaptive-kl (clear)." in text
+    )
+    assert "One seed per setting" in text
+
+
 def test_incidents_are_said_and_left_out_of_comparisons(study):
     make(study, "dct", 0.99, status="stopped", reason="by hand.")
     text = joined(study)

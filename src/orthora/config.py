@@ -188,6 +188,12 @@ class TrainConfig(Strict):
     kl_base_share: float = Field(0.25, ge=0, le=1)
     """Share of a rollout's mini-batches on which the KL to the base is measured; 0 is none. With
     beta > 0 it is all of them."""
+    geometry: bool = True
+    """Measure at every step how far and where the weights moved, for adapters whose update is a
+    product of factors."""
+    head_rank: int | None = Field(None, ge=0)
+    """Dimension of the head subspace (top right singular vectors of every weight) whose share of
+    the update is measured; left out, it is the rank; 0 measures none."""
     save_every: int = Field(50, ge=0)
     """Training steps between checkpoints; 0 saves only the final adapter."""
     keep_checkpoints: int = Field(2, ge=1)

@@ -1,8 +1,9 @@
 """The main job on the embedded model: DAPO with five initialisations, compared on one page.
 
 Five methods train at one shared learning rate, LoRA's best on this model, and two of them once more
-at a lower one. Same seed, same stream of prompts, same random stream per response; only the start
-of the adapter differs. Runs go side by side in worker processes.
+from that rate under adaptive-kl, which holds the policy's movement. Same seed, same stream of
+prompts, same random stream per response; only the start of the adapter differs. Runs go side by
+side in worker processes.
 """
 
 import json
@@ -24,30 +25,30 @@ from orthora.report import load_runs, print_table, write_report
 from orthora.store import read_metrics
 from orthora.train.progress import describe
 
-SHARED_RATE, LOWER_RATE = 1e-3, 3e-4
+SHARED_RATE = 1e-3
 SHARED = ("lora", "rlpo", "rlmo", "milora", "pissa")
-LOWER = ("rlpo", "pissa")
+ADAPTIVE = ("rlpo", "pissa")
 
 
 def plan(
     out: Path, *, steps: int, eval_problems: int, seed: int, threads: int
 ) -> list[TrainConfig]:
-    """The demo's runs, as configs that differ in method and learning rate alone."""
+    """The demo's runs, as configs that differ in method and schedule alone."""
     preset = read_toml("tiny") | {
         "steps": steps,
         "seed": seed,
         "threads": threads,
         "eval_problems": eval_problems,
-        "eval_base": True,
+        "eval_base": bool(eval_problems),
+        "learning_rate": SHARED_RATE,
     }
-    runs = [(method, SHARED_RATE) for method in SHARED] + [(method, LOWER_RATE) for method in LOWER]
+    runs = [(method, "constant", f"{method}-{SHARED_RATE:g}") for method in SHARED]
+    runs += [(method, "adaptive-kl", f"{method}-adaptive-kl") for method in ADAPTIVE]
     return [
         build(
-            TrainConfig,
-            preset
-            | {"method": method, "learning_rate": rate, "out": str(out / f"{method}-{rate:g}")},
+            TrainConfig, preset | {"method": method, "schedule": schedule, "out": str(out / name)}
         )
-        for method, rate in runs
+        for method, schedule, name in runs
     ]
 
 

@@ -66,6 +66,7 @@ CHARTS: tuple[tuple[str, str, str, bool], ...] = (
     ("grad_norm", "Gradient norm", "norm", True),
     ("entropy", "Entropy", "nats", False),
     ("length", "Response length", "tokens", False),
+    ("lr", "Learning rate", "of the last update", True),
 )
 """Quantity, title, vertical axis and whether it is logarithmic, for the charts of a page."""
 
@@ -88,10 +89,10 @@ def style_of(run: Run, runs: Sequence[Run]) -> Style:
 
     Args:
         run: the run to draw.
-        runs: all runs of the page; the rank of the learning rate among theirs picks the line.
+        runs: all runs of the page; the place of its learning rate among theirs picks the line.
     """
     style = METHOD_COLOURS.get(run.method, DEFAULT_STYLE)
-    rank = sorted({other.learning_rate for other in runs}, reverse=True).index(run.learning_rate)
+    rank = sorted({other.setting_order for other in runs}).index(run.setting_order)
     line = RATE_LINES[(rank - 1) % len(RATE_LINES)] if rank else style.line
     return Style(style.colour, line, style.marker)
 

@@ -13,7 +13,6 @@ from orthora.runs import (
     is_finite,
     join_names,
     pass_text,
-    rate_text,
     summary_rows,
 )
 
@@ -31,7 +30,7 @@ def findings(runs: Sequence[RunView]) -> list[str]:
                      "finite held-out evaluation.")  # fmt: skip
     if used:
         texts += [*_differences(used), _best(used), *_base(used), *_rates(used), _correlation(used)]
-        most = max(Counter((row.run.method, row.run.learning_rate) for row in used).values())
+        most = max(Counter((row.run.method, row.run.setting) for row in used).values())
         seeds = "One seed per setting" if most == 1 else f"At most {most} seeds per setting"
         texts.append(f"{seeds}: differences inside the intervals tell nothing, and the intervals "
                      "leave out how much training varies from seed to seed.")  # fmt: skip
@@ -80,19 +79,24 @@ def _group(rows: Iterable[Row]) -> tuple[float, Interval]:
     return sum(means) / len(means), (low, high)
 
 
-def _groups(used: Sequence[Row]) -> dict[tuple[str, float], tuple[float, Interval]]:
-    keys = dict.fromkeys((row.run.method, row.run.learning_rate) for row in used)
+def _groups(used: Sequence[Row]) -> dict[tuple[str, str], tuple[float, Interval]]:
+    keys = dict.fromkeys((row.run.method, row.run.setting) for row in used)
     return {
-        key: _group(row for row in used if (row.run.method, row.run.learning_rate) == key)
-        for key in keys
+        key: _group(row for row in used if (row.run.method, row.run.setting) == key) for key in keys
     }
 
 
+def _ordered(used: Sequence[Row]) -> list[str]:
+    """The settings of the learning rate, fixed ones first, from the highest."""
+    runs = sorted((row.run for row in used), key=lambda run: run.setting_order)
+    return list(dict.fromkeys(run.setting for run in runs))
+
+
 def _best(used: Sequence[Row]) -> str:
-    """Who has the highest pass@1 at the rate that most methods share, and if that separates."""
+    """Who has the highest pass@1 at the setting that most methods share, and if that separates."""
     groups = _groups(used)
     shared = Counter(rate for _, rate in groups)
-    rate = max(shared, key=lambda key: (shared[key], key))
+    rate = max(_ordered(used), key=lambda key: shared[key])
     if shared[rate] < 2:
         return "No two methods finished at the same learning rate, so methods are not compared."
     at_rate = {method: value for (method, lr), value in groups.items() if lr == rate}
@@ -103,7 +107,7 @@ def _best(used: Sequence[Row]) -> str:
     close = [method for method in others if clear_text(lead, at_rate[method][1]) != "clear"]
     apart = [method for method in others if method not in close]
     text = (
-        f"At the learning rate {rate_text(rate)}, which {shared[rate]} methods share, the highest "
+        f"At the learning rate {rate}, which {shared[rate]} methods share, the highest "
         f"held-out pass@1 is {top:.3f} ({join_names(best)})."
     )
     if not close:
@@ -131,16 +135,16 @@ def _base(used: Sequence[Row]) -> list[str]:
 
 
 def _rates(used: Sequence[Row]) -> list[str]:
-    """How pass@1 changed for methods that ran at more than one learning rate."""
+    """How pass@1 changed for methods that ran at more than one setting of the learning rate."""
     groups, texts = _groups(used), []
     for method in dict.fromkeys(method for method, _ in groups):
-        high, *lower = sorted((lr for name, lr in groups if name == method), reverse=True)
-        for low in lower:
-            (before, wide), (after, other) = groups[method, high], groups[method, low]
+        high, *others = (rate for rate in _ordered(used) if (method, rate) in groups)
+        for rate in others:
+            (before, wide), (after, other) = groups[method, high], groups[method, rate]
+            which = "with adaptive-kl" if rate.startswith("adaptive-kl") else "at the lower rate"
             texts.append(
-                f"{method}: pass@1 {before:.3f} at {rate_text(high)} and {after:.3f} at "
-                f"{rate_text(low)}, "
-                f"{after - before:+.3f} at the lower rate ({clear_text(wide, other)})."
+                f"{method}: pass@1 {before:.3f} at {high} and {after:.3f} at {rate}, "
+                f"{after - before:+.3f} {which} ({clear_text(wide, other)})."
             )
     return texts
 

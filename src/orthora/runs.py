@@ -27,6 +27,24 @@ class RunView:
     config: Table
     environment: Table
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether its learning rate followed the measured KL."""
+        return self.config.get("schedule") == "adaptive-kl"
+
+    @property
+    def setting(self) -> str:
+        """What its learning rate was: ``1e-3``, or ``adaptive-kl 2e-3 from 1e-3``."""
+        rate = rate_text(self.learning_rate)
+        if not self.adaptive:
+            return rate
+        return f"adaptive-kl {rate_text(float(self.config['kl_target']))} from {rate}"
+
+    @property
+    def setting_order(self) -> tuple[bool, float, str]:
+        """Fixed rates first, from the highest."""
+        return (self.adaptive, -self.learning_rate, self.setting)
+
 
 class Row(NamedTuple):
     """The numbers of one run in the summary; None where a number was not recorded."""
@@ -46,7 +64,8 @@ def load_runs(folder: Path | str) -> list[RunView]:
     """Reads every direct subfolder that holds a ``result.json``.
 
     Returns:
-        The runs by method, falling learning rate, seed and folder name, with unique labels.
+        The runs by method, fixed rates before adaptive ones, falling learning rate, seed and folder
+        name, with unique labels.
 
     Raises:
         ValueError: if the folder is missing or a file in it is corrupt.
@@ -54,7 +73,7 @@ def load_runs(folder: Path | str) -> list[RunView]:
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is not a folder; give the one that holds the run folders")
     runs = [_load(path.parent) for path in sorted(Path(folder).glob("*/result.json"))]
-    runs.sort(key=lambda run: (run.method, -run.learning_rate, run.seed, run.folder))
+    runs.sort(key=lambda run: (run.method, run.setting_order, run.seed, run.folder))
     for extra in (" seed {0.seed}", " ({0.folder})"):
         counts = Counter(run.label for run in runs)
         runs = [
@@ -75,11 +94,10 @@ def summary_rows(runs: Iterable[RunView]) -> list[Row]:
 def _load(folder: Path) -> RunView:
     """Reads one run folder; only ``result.json`` must be there."""
     result = _read(folder / "result.json", _result)
-    rate = float(result["learning_rate"])
-    return RunView(
-        label=f"{result['method']} {rate_text(rate)}",
+    run = RunView(
+        label="",
         method=result["method"],
-        learning_rate=rate,
+        learning_rate=float(result["learning_rate"]),
         seed=result["seed"],
         folder=folder.name,
         metrics=_read(folder / "metrics.jsonl", _metrics) or (),
@@ -88,6 +106,7 @@ def _load(folder: Path) -> RunView:
         environment=_read(folder / "environment.json", lambda text: flatten(json.loads(text)))
         or {},
     )
+    return replace(run, label=f"{run.method} {run.setting}")
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
@@ -209,7 +228,7 @@ def change_text(row: Row) -> str:
 
 COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("Method", lambda row: row.run.method),
-    ("Learning rate", lambda row: rate_text(row.run.learning_rate)),
+    ("Learning rate", lambda row: row.run.setting),
     ("Held-out pass@1", lambda row: pass_text(row.pass_at_1, row.interval)),
     ("Change vs base", change_text),
     ("KL per update", lambda row: _text(row.kl_update, ".3g")),

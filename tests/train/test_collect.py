@@ -82,7 +82,8 @@ def test_without_dynamic_sampling_everything_is_kept_in_one_draw():
 
 def test_the_bound_on_draws_gives_a_smaller_rollout_that_says_so():
     made = collector(lambda i: i % 8 == 0, rules(draws=3, prompts=8, least=2))
-    rollout = made.collect()
+    with pytest.warns(UserWarning, match=r"of 8 groups have a signal after 3 draws of 24 prompts"):
+        rollout = made.collect()
     assert 2 <= len(rollout.groups) < 8
     assert all(group.has_signal for group in rollout.groups)
     metrics = rollout_metrics(rollout)

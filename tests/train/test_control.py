@@ -43,12 +43,11 @@ def test_a_steady_plant_is_brought_to_its_target_and_held(rule, start):
 
 
 def test_a_step_of_the_plant_is_followed_at_the_rate_that_smoothing_and_clip_allow():
-    """After the gain grows fourfold the learning rate halves; the mean closes half of it a step."""
+    """After KL / lr^2 grows fourfold the learning rate halves; a step closes half of the gap."""
     law = replace(LAW, undo=0.0, max_change=10.0)
     settings = follow(law, 1e-3, lambda step: 2e3 if step <= 5 else 8e3, 12)
-    logs = [math.log(s.lr / 1e-3, 2) for s in settings]
-    assert logs[5] == pytest.approx(0.0, abs=1e-12)
-    assert logs[6:10] == pytest.approx([-0.5, -0.75, -0.875, -0.9375])
+    gains = [2e-3 / s.lr**2 for s in settings]  # of which each was the right learning rate
+    assert gains[5:10] == pytest.approx([2e3, 5e3, 6.5e3, 7.25e3, 7.625e3])
     clipped = follow(replace(law, max_change=1.1), 1e-3, lambda s: 2e3 if s <= 5 else 8e3, 12)
     assert clipped[6].lr == pytest.approx(1e-3 / 1.1)
 
@@ -62,7 +61,7 @@ def test_a_step_that_goes_too_far_is_undone_and_the_next_is_as_long_as_it_should
     found = decide(LAW, Setting(1e-3, -1.0), 10 * LAW.target * 1.0001, 3)
     assert found.undo
     assert found.setting.lr == pytest.approx(1e-3 / math.sqrt(10.001))
-    assert found.setting.log_gain is None  # what went before says nothing of here
+    assert found.setting.gain is None  # what went before says nothing of here
     assert not decide(LAW, Setting(1e-3), 10 * LAW.target, 3).undo
     far = decide(LAW, Setting(1e-3), 1e9, 3)
     assert far.undo

@@ -12,7 +12,12 @@ from orthora.adapters.export import write_residual as write_residual
 from orthora.adapters.fold import folded as folded
 from orthora.adapters.fold import folds_exactly as folds_exactly
 from orthora.adapters.fold import merged_parameters as merged_parameters
+from orthora.adapters.intact import check_adapter as check_adapter
 from orthora.adapters.layers import AnchoredLinear as AnchoredLinear
+from orthora.adapters.products import Product as Product
+from orthora.adapters.products import has_products as has_products
+from orthora.adapters.products import merge_fidelity as merge_fidelity
+from orthora.adapters.products import products_of as products_of
 from orthora.adapters.slots import ADAPTER as ADAPTER
 from orthora.adapters.slots import Slot as Slot
 from orthora.adapters.slots import slots_of as slots_of

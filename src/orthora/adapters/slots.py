@@ -56,6 +56,15 @@ class Slot:
         stored = cast(Tensor, self.layer.get_base_layer().weight).detach()
         return stored.mT if self.transposed else stored
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (r, n) and B (m, r) of this slot, views of what trains, without a gradient."""
+        A = weight(self.layer.lora_A, ADAPTER).detach()
+        B = weight(self.layer.lora_B, ADAPTER).detach()
+        if self.expert is None:
+            return A, B
+        rows = slice(self.expert * self.rank, (self.expert + 1) * self.rank)
+        return A[rows], B[:, self.expert :: self.experts]
+
     def start(self, A: Tensor, B: Tensor) -> None:
         """Write starting factors A (r, n), B (m, r), and the anchor where the layer has one."""
         if self.expert is None:

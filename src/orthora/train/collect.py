@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +88,7 @@ class Collector:
         world: the processes among which the prompts are shared out.
         surplus: groups with a signal left over from the last rollout.
         idle: rollouts since the last one with a signal.
+        told: that a rollout was not full.
     """
 
     stream: Stream
@@ -97,6 +99,7 @@ class Collector:
     world: World
     surplus: list[Group] = field(default_factory=list)
     idle: int = 0
+    told: bool = False
 
     def collect(self) -> Rollout:
         """The next rollout, the same on every process.
@@ -124,6 +127,14 @@ class Collector:
         groups, over = kept[: rules.prompts], kept[rules.prompts :]
         self.surplus = over if rules.keep_surplus else []
         self._check_idle(groups)
+        if len(groups) < rules.prompts and not self.told:
+            self.told = True
+            warnings.warn(
+                f"{len(groups)} of {rules.prompts} groups have a signal after {draws} draws of "
+                f"{len(drawn)} prompts (max_draws); training goes on with these. Said once; see "
+                "groups_trained in the metrics",
+                stacklevel=2,
+            )
         return Rollout(groups, drawn, min(stale, len(groups)), draws, seconds)
 
     def _teaches(self, group: Group) -> bool:

@@ -12,6 +12,7 @@ from typing import Literal
 from orthora.config import TrainConfig
 
 _DEEPEST = 0.1  # of the learning rate, that one undone step may leave
+_LEAST = 1e-30  # nats
 _HELD = 2.0  # the stepwise rule holds within this factor of the target
 
 
@@ -24,7 +25,7 @@ class Law:
         rule: ``"sqrt"``: for small updates the KL grows with the square of the learning rate, so
             that the running ratio of the two says which one meets the target. ``"step"``: divide by
             ``max_change`` above twice the target, multiply below half of it (rsl_rl's rule).
-        smoothing: share of the past in the running geometric mean of KL / lr^2; of ``"sqrt"``.
+        smoothing: share of the past in the running mean of KL / lr^2; of ``"sqrt"``.
         max_change: factor that one step may change the learning rate by.
         undo: multiple of the target beyond which a step's updates are taken back; 0 never does.
         bounds: smallest and largest learning rate.
@@ -56,11 +57,11 @@ class Setting:
 
     Attributes:
         lr: learning rate.
-        log_gain: running mean of log(KL / lr^2); None before the first measurement.
+        gain: running mean of KL / lr^2; None before the first measurement.
     """
 
     lr: float
-    log_gain: float | None = None
+    gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,10 @@ def decide(law: Law, setting: Setting, kl: float | None, step: int) -> Decision:
         high, low = kl > _HELD * ahead, kl < ahead / _HELD
         change = 1.0 / law.max_change if high else law.max_change if low else 1.0
         return _bounded(law, setting.lr * change, None)
-    # k3 is never negative but for rounding
-    gain = math.log(max(kl, 1e-30)) - 2.0 * math.log(setting.lr)
-    if setting.log_gain is not None:
-        gain = law.smoothing * setting.log_gain + (1.0 - law.smoothing) * gain
-    wanted = math.exp(0.5 * (math.log(ahead) - gain))
+    gain = max(kl, _LEAST) / setting.lr**2  # k3 is never negative but for rounding
+    if setting.gain is not None:
+        gain = law.smoothing * setting.gain + (1.0 - law.smoothing) * gain
+    wanted = math.sqrt(ahead / gain)
     lowest, highest = setting.lr / law.max_change, setting.lr * law.max_change
     return _bounded(law, min(max(wanted, lowest), highest), gain)
 

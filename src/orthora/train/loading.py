@@ -1,5 +1,7 @@
 """What a run needs, read and checked before anything is written."""
 
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +9,10 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from orthora import models
 from orthora.adapters import adapt
+from orthora.adapters.checks import asked_for
+from orthora.adapters.wrap import as_names
 from orthora.config import TrainConfig
+from orthora.methods import compose
 from orthora.tasks import load_problems
 from orthora.train.engines import check_engine_available
 from orthora.train.rewards import Judge, OwnReward, import_reward, own_judge, verdict_judge
@@ -65,7 +70,8 @@ def load_parts(config: TrainConfig, reward: OwnReward | str | None, device: str)
         )
     problems, prompts = [train_problems[i] for i in kept], [ids[i] for i in kept]
     base = models.load_model(config.model, config.dtype, device)
-    _check_fit(config, base, max(map(max, prompts)))
+    _check_fit(config, base, tokenizer, prompts, held_out)
+    _check_head(config, base)
     disable_dropout_in_model(base)  # the policy that samples must be the policy that is updated
     model = adapt(
         base,
@@ -75,6 +81,7 @@ def load_parts(config: TrainConfig, reward: OwnReward | str | None, device: str)
         target_modules=config.target_modules,
         seed=config.seed,
         dropout=config.dropout,
+        unfit=None,
         start=config.start,
         total_updates=config.steps * updates_per_step(config),
     )
@@ -83,22 +90,35 @@ def load_parts(config: TrainConfig, reward: OwnReward | str | None, device: str)
     return Parts(tokenizer, model, problems, stream, held_out, dropped, judge)
 
 
-def _check_fit(config: TrainConfig, base: Any, largest: int) -> None:
-    """The sequences are within the model's positions, and the tokens within its vocabulary."""
-    positions = getattr(base.config, "max_position_embeddings", None)
-    longest = config.max_prompt_tokens + config.max_response_tokens
-    if positions and longest > positions:
-        raise ValueError(
-            f"max_prompt_tokens {config.max_prompt_tokens} + max_response_tokens "
-            f"{config.max_response_tokens} exceed the {positions} positions of {config.model!r}; "
-            "lower them"
-        )
-    vocabulary = base.get_input_embeddings().weight.shape[0]
-    if largest >= vocabulary:
-        raise ValueError(
-            f"the tokenizer gives token id {largest}, and {config.model!r} has {vocabulary} "
-            "embeddings; use the tokenizer that belongs to the model"
-        )
+def _check_fit(
+    config: TrainConfig,
+    base: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    held_out: list[Problem],
+) -> None:
+    """What is trained on and what is scored at the end are within the model."""
+    name, plain = config.model, config.plain_prompts
+    limits = (config.max_response_tokens, config.max_prompt_tokens)
+    models.fit(base, tokenizer, prompts, limits[0], name=name, prompt_tokens=limits[1])
+    if held_out:
+        ids = [models.prompt_ids(problem, tokenizer, plain=plain) for problem in held_out]
+        models.fit(base, tokenizer, ids, limits[0], name=name)
+
+
+def _check_head(config: TrainConfig, base: Any) -> None:
+    """Refuse an adapter on the output head: TRL reads the head's own weight, past the adapter."""
+    if compose(config.method).export == "merged":
+        return
+    head = base.get_output_embeddings()
+    targets = as_names(config.target_modules)
+    for name, module in base.named_modules():
+        with suppress(re.error):  # adapt() refuses such a pattern
+            if module is head and asked_for(base, name, targets):
+                raise ValueError(
+                    f"target_modules {config.target_modules!r} takes in the output head {name!r}, "
+                    "on which no adapter can train; take it out of target_modules"
+                )
 
 
 def _problems(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:

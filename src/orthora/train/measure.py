@@ -12,6 +12,7 @@ from orthora.adapters import ranks
 from orthora.train.losses import Clipped
 from orthora.train.rollouts import Row
 from orthora.train.sharding import norms
+from orthora.train.world import World
 
 
 def kl_sums(rows: Sequence[Row], after: Sequence[Tensor]) -> dict[str, float]:
@@ -42,6 +43,36 @@ def kl_sums(rows: Sequence[Row], after: Sequence[Tensor]) -> dict[str, float]:
                 sums[f"{name}_k1"] -= float(d.sum())
                 sums[f"{name}_k3"] += float((torch.expm1(d) - d).sum())
     return sums
+
+
+def kl_quantiles(rows: Sequence[Row], after: Sequence[Tensor], world: World) -> dict[str, float]:
+    """Quantiles over tokens of k3 of the update, in nats; every process must call it.
+
+    On several processes each hands over at most 4096 of its order statistics with their weight.
+    """
+    parts = [new.double() - row.old.double() for row, new in zip(rows, after, strict=True)
+             if row.fresh and row.old is not None]  # fmt: skip
+    d = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    values = (torch.expm1(d) - d).sort().values
+    if world.size > 1:
+        kept = values[torch.linspace(0, len(values) - 1, min(len(values), _ORDERS)).long()]
+        gathered = world.gather((kept, len(values) / max(1, len(kept))))
+        values = torch.cat([v for v, _ in gathered])
+        weights = torch.cat([torch.full_like(v, w) for v, w in gathered])
+        values, order = values.sort()
+        weights = weights[order]
+    else:
+        weights = torch.ones_like(values)
+    if not len(values):
+        return {}
+    shares = weights.cumsum(0) / weights.sum()
+    return {
+        f"kl_update_{name}": float(values[int((shares < q - 1e-12).sum())])
+        for name, q in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+    }
+
+
+_ORDERS = 4096
 
 
 def gap(new: Tensor, old: Tensor | None, mask: Tensor) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from orthora.train.collect import Rollout, rollout_metrics
-from orthora.train.measure import Gradients, Tally, kl_sums, token_means
+from orthora.train.measure import Gradients, Tally, kl_quantiles, kl_sums, token_means
 from orthora.train.rollouts import Row
 from orthora.train.world import World
 
@@ -72,6 +72,7 @@ class Meter:
             )
         row: dict[str, Any] = rollout_metrics(rollout)
         row |= token_means(sums, updates=updates)
+        row |= kl_quantiles(rows, after, world)
         row["sampling_gap"] = largest if compares or recomputes else None
         return row | self.gradients.metrics() | {"lr": self.rate}
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,15 @@ import torch
 from transformers import PrinterCallback
 
 from orthora import models, store
-from orthora.adapters import base_policy, export_plain, folded, folds_exactly, write_merged
+from orthora.adapters import (
+    base_policy,
+    export_plain,
+    folded,
+    folds_exactly,
+    has_products,
+    merge_fidelity,
+    write_merged,
+)
 from orthora.config import TrainConfig, build, read_toml, to_toml
 from orthora.evaluate import EvalResult, score
 from orthora.methods import compose
@@ -21,56 +28,11 @@ from orthora.sampling import Sampling
 from orthora.train import checkpoints
 from orthora.train.loading import Parts, load_parts
 from orthora.train.progress import StepProgress
+from orthora.train.result import Ending, RunResult, failure_of, result_of, write_result
 from orthora.train.rewards import OwnReward
 from orthora.train.sharding import gathered
 from orthora.train.trainer import Metrics, RLVRTrainer
 from orthora.train.world import World, join, terminable
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended; the content of ``result.json``.
-
-    Attributes:
-        status: ``"finished"``, ``"failed"`` or ``"stopped"`` (interrupted).
-        reason: why it did not finish, else None.
-        out: the run folder.
-        method: initialisation.
-        learning_rate: peak.
-        seed: of the run.
-        rank: r.
-        alpha: the scale is alpha / rank.
-        steps: training steps done.
-        seconds: wall time of training.
-        trained_parameters: number of trained values.
-        dropped_prompts: training prompts left out: too long, or without a known token.
-        final: metrics of the last step.
-        peak_grad_norm: largest gradient norm of any update, before clipping.
-        mean_kl_update: mean over the steps of ``kl_update_k3``, nats per token.
-        kl_base: mean of ``kl_base_k1`` over the last ten steps; of the rollout policies, so before
-            each step's updates. (k3 leaps where the base likes a token that the policy left.)
-        evaluation: held-out scores of the trained model, or None.
-        base_evaluation: held-out scores of the base model, or None.
-    """
-
-    status: str
-    reason: str | None
-    out: str
-    method: str
-    learning_rate: float
-    seed: int
-    rank: int
-    alpha: float
-    steps: int
-    seconds: float
-    trained_parameters: int
-    dropped_prompts: int
-    final: Metrics
-    peak_grad_norm: float | None
-    mean_kl_update: float | None
-    kl_base: float | None
-    evaluation: EvalResult | None
-    base_evaluation: EvalResult | None
 
 
 def train(
@@ -127,33 +89,18 @@ def train(
     try:
         with terminable():
             _run(config, parts, world, out, rows, checkpoint, progress)
-            evaluation, base = _finish(config, parts, world, out)
+            ending = _finish(config, parts, world, out)
     except BaseException as error:
         if world.main:
-            _write_failure(config, parts, out, rows, error, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            write_result(out, failure_of(config, parts, rows, error, seconds))
         raise
     seconds = sum(row.get("seconds") or 0.0 for row in rows)
-    result = _result(config, parts, rows, "finished", None, seconds, evaluation, base)
+    result = result_of(config, parts, rows, "finished", None, seconds, ending)
     with world.together():  # a launcher may end all processes once one has ended
         if world.main:
-            store.write_json(out / "result.json", asdict(result))
+            write_result(out, result)
     return result
-
-
-def _write_failure(
-    config: TrainConfig,
-    parts: Parts,
-    out: Path,
-    rows: list[Metrics],
-    error: BaseException,
-    seconds: float,
-) -> None:
-    """Say in the folder why the run ended early."""
-    stopped = isinstance(error, KeyboardInterrupt)
-    status = "stopped" if stopped else "failed"
-    reason = str(error) or "interrupted" if stopped else f"{type(error).__name__}: {error}"
-    result = _result(config, parts, rows, status, reason, seconds, None, None)
-    store.write_json(out / "result.json", asdict(result))
 
 
 def _refuse_used(out: Path) -> None:
@@ -258,11 +205,9 @@ def _run(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
-def _finish(
-    config: TrainConfig, parts: Parts, world: World, out: Path
-) -> tuple[EvalResult | None, EvalResult | None]:
+def _finish(config: TrainConfig, parts: Parts, world: World, out: Path) -> Ending:
     """Write what was trained, and score it; the first process works, the others wait."""
-    found: tuple[EvalResult | None, EvalResult | None] | None = None
+    found: Ending | None = None
     with gathered(parts.model), world.together():
         if world.main:
             if compose(config.method).export == "merged":
@@ -270,7 +215,8 @@ def _finish(
                 parts.tokenizer.save_pretrained(str(out / "model"))
             else:
                 export_plain(parts.model, out / "adapter")
-            found = _evaluate(config, parts)
+            fidelity = merge_fidelity(parts.model) if has_products(parts.model) else None
+            found = Ending(*_evaluate(config, parts), fidelity)
     return world.from_main(found)
 
 
@@ -297,39 +243,3 @@ def _evaluate(config: TrainConfig, parts: Parts) -> tuple[EvalResult | None, Eva
         return trained, None
     with base_policy(parts.model):
         return trained, scored()
-
-
-def _result(
-    config: TrainConfig,
-    parts: Parts,
-    rows: list[Metrics],
-    status: str,
-    reason: str | None,
-    seconds: float,
-    evaluation: EvalResult | None,
-    base: EvalResult | None,
-) -> RunResult:
-    """Sum the rows up."""
-    moved = [row["kl_update_k3"] for row in rows if row.get("kl_update_k3") is not None]
-    far = [row["kl_base_k1"] for row in rows[-10:] if row.get("kl_base_k1") is not None]
-    peaks = [row["grad_norm_max"] for row in rows if row.get("grad_norm_max") is not None]
-    return RunResult(
-        status=status,
-        reason=reason,
-        out=str(config.out),
-        method=config.method,
-        learning_rate=config.learning_rate,
-        seed=config.seed,
-        rank=config.rank,
-        alpha=config.alpha,
-        steps=len(rows),
-        seconds=seconds,
-        trained_parameters=sum(p.numel() for p in parts.model.parameters() if p.requires_grad),
-        dropped_prompts=parts.dropped,
-        final=rows[-1] if rows else {},
-        peak_grad_norm=max(peaks, default=None),
-        mean_kl_update=sum(moved) / len(moved) if moved else None,
-        kl_base=sum(far) / len(far) if far else None,
-        evaluation=evaluation,
-        base_evaluation=base,
-    )

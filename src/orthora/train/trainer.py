@@ -7,7 +7,6 @@ scored once more under the new policy: a signal taken inside the last mini-batch
 policy's movement by an order of magnitude.
 """
 
-import warnings
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -25,6 +24,7 @@ from orthora.methods import compose
 from orthora.train import checkpoints
 from orthora.train.collect import Collector, NoSignal, Rollout
 from orthora.train.engines import SharedEngine, TransformersEngine, serve_merged_weights
+from orthora.train.geometry import Geometry
 from orthora.train.loading import Parts
 from orthora.train.losses import total_loss
 from orthora.train.measure import gap, rank_metrics
@@ -98,8 +98,9 @@ class RLVRTrainer(GRPOTrainer):
         )
         self._position = 0
         self.steering = Steering(config)
+        wanted = config.geometry and not self._sharded
+        self._geometry = Geometry(self._policy, config) if wanted else None
         self._meter = Meter()
-        self._warned = False
         self.add_callback(_Upkeep(self))
 
     # What TRL asks for
@@ -180,6 +181,8 @@ class RLVRTrainer(GRPOTrainer):
         self._meter = Meter()
         config = self._config
         self.steering.begin(self._policy, self.optimizer)
+        if self._geometry:
+            self._geometry.begin()
         self._rollout = self._collect()
         rows = rows_of(
             self._rollout.groups,
@@ -195,22 +198,12 @@ class RLVRTrainer(GRPOTrainer):
 
     def _collect(self) -> Rollout:
         """The next rollout; where there is none, what was trained so far is kept."""
-        config = self._config
         try:
-            rollout = self.collector.collect()
+            return self.collector.collect()
         except NoSignal:
             if self.state.global_step:
                 self._save_checkpoint(self.model, None)
             raise
-        if len(rollout.groups) < config.prompts_per_step and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{len(rollout.groups)} of {config.prompts_per_step} groups have a signal after "
-                f"{rollout.draws} draws of {len(rollout.drawn)} prompts (max_draws); training goes "
-                "on with these. Said once; see groups_trained in the metrics",
-                stacklevel=2,
-            )
-        return rollout
 
     def _score_beforehand(self, plan: Plan) -> None:
         """Log-probabilities of the rollout under the policy and under the base, where needed."""
@@ -246,6 +239,9 @@ class RLVRTrainer(GRPOTrainer):
             recomputes=self._recomputes,
         )
         row |= rank_metrics(self._policy)
+        if self._geometry:
+            with meter.timed("geometry"):
+                row |= self._geometry.metrics()
         row |= self.steering.end(row, self.lr_scheduler)
         self._on_step(row | meter.seconds(self._rollout))
 
@@ -319,6 +315,8 @@ class _Upkeep(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The gradients are still there."""
         after_update(self._trainer._policy, state.global_step + 1)
+        if self._trainer._geometry:
+            self._trainer._geometry.after_update()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """TRL's step is one update; the rollout's last one ends a training step."""
