@@ -17,7 +17,7 @@ ROWS = [  # from low to high; a unit imports from itself and from lower rows onl
     ["types", "callable_module", "quiet"],
     ["linalg"],
     ["methods"],
-    ["strict"],
+    ["strict", "watch"],
     ["store", "stats", "config", "rewards"],
     ["tasks"],
     ["tiny"],

@@ -10,6 +10,7 @@ from orthora.strict import build as build
 from orthora.strict import preset_names as preset_names
 from orthora.strict import read_toml as read_toml
 from orthora.strict import to_toml as to_toml
+from orthora.watch import parse as parse_rule
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _PLUS = 2.0
@@ -194,6 +195,16 @@ class TrainConfig(Strict):
     head_rank: int | None = Field(None, ge=0)
     """Dimension of the head subspace (top right singular vectors of every weight) whose share of
     the update is measured; left out, it is the rank; 0 measures none."""
+    watch: tuple[str, ...] = ("default",)
+    """Rules that tell of a collapse, such as ``kl_update_k3 > 0.02 for 2`` or ``grad_norm > 10x``
+    (times its median so far); ``default`` is a set of them."""
+    watch_action: Literal["warn", "stop", "rollback"] = "warn"
+    """What follows when a rule fires; ``rollback`` goes back to the last checkpoint before it, with
+    a lower learning rate."""
+    watch_lr_factor: float = Field(0.5, gt=0, lt=1)
+    """What a rollback leaves of the learning rate."""
+    watch_rollbacks: int = Field(3, ge=1)
+    """Rollbacks of a run; the next alarm ends it."""
     save_every: int = Field(50, ge=0)
     """Training steps between checkpoints; 0 saves only the final adapter."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -216,6 +227,13 @@ class TrainConfig(Strict):
         if 0 < bound <= 1:
             raise ValueError(f"dual_clip must be above 1, or 0 for none, got {bound:g}")
         return bound
+
+    @field_validator("watch")
+    @classmethod
+    def _rules(cls, rules: tuple[str, ...]) -> tuple[str, ...]:
+        for rule in rules:
+            parse_rule(rule)
+        return rules
 
     @field_validator("method")
     @classmethod
@@ -249,6 +267,10 @@ class TrainConfig(Strict):
         if "{prompt}" not in self.prompt_template:
             raise ValueError("prompt_template must contain {prompt}")
         self._check_unused()
+        if self.watch_action == "rollback" and not self.save_every:
+            raise ValueError(
+                "watch_action 'rollback' goes back to checkpoints; set save_every above 0"
+            )
         if self.task == "file" and self.data is None:
             raise ValueError("task 'file' needs data, a JSONL or parquet file or a hub data set")
         if self.task == "file" and bool(self.eval_data) != bool(self.eval_problems):

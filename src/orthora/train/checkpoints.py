@@ -62,6 +62,7 @@ def complete(trainer: Any) -> None:
                     "processes": world.size,
                     "threads": torch.get_num_threads(),
                     "setting": asdict(trainer.steering.setting),
+                    "lr_scale": trainer.lr_scale,
                     "upkeep": values,
                     "files": {f.name: f.stat().st_size for f in folder.iterdir() if f.is_file()},
                     "config": trainer._config.model_dump(mode="json"),
@@ -107,6 +108,7 @@ def restore_position(trainer: Any, folder: str | Path) -> dict[str, Any]:
     groups = [_as_group(entry) for entry in surplus]
     known = {key: marker[key] for key in ("drawn", "idle")}
     trainer.collector.load(known | {"surplus": groups})
+    trainer.saved_scale = marker["lr_scale"]
     trainer.steering.setting = Setting(**marker["setting"])
     return marker
 

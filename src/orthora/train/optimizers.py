@@ -70,6 +70,20 @@ def set_learning_rate(scheduler: Any, lr: float) -> None:
     inner._last_lr = list(inner.base_lrs)
 
 
+def scale_learning_rate(scheduler: Any, factor: float) -> None:
+    """Multiply the learning rates of now and of all later steps.
+
+    Args:
+        scheduler: torch's, or accelerate's around it.
+        factor: of every group.
+    """
+    inner = getattr(scheduler, "scheduler", scheduler)
+    inner.base_lrs = [base * factor for base in inner.base_lrs]
+    for group in inner.optimizer.param_groups:
+        group["lr"] *= factor
+    inner._last_lr = [group["lr"] for group in inner.optimizer.param_groups]
+
+
 def project_gradients(model: Any) -> Callable[..., None]:
     """LoRA-FA's step: B's gradient g becomes ``s^-2 g (A A')^-1``, A being frozen.
 

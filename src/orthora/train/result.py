@@ -30,7 +30,8 @@ class RunResult:
         dropped_prompts: training prompts left out: too long, or without a known token.
         final: metrics of the last step.
         peak_grad_norm: largest gradient norm of any update, before clipping.
-        mean_kl_update: mean over the steps of ``kl_update_k3``, nats per token.
+        mean_kl_update: mean over the steps of ``kl_update_k3``, nats per token; without those that
+            adaptive-kl took back.
         kl_base: mean of ``kl_base_k1`` over the last ten steps; of the rollout policies, so before
             each step's updates. (k3 leaps where the base likes a token that the policy left.)
         first_update_norm: ``|dW|_F`` of the run's first optimizer update, over all adapted weights;
@@ -91,7 +92,11 @@ def result_of(
         seconds: wall time of training.
         ending: what was measured after the last step.
     """
-    moved = [row["kl_update_k3"] for row in rows if row.get("kl_update_k3") is not None]
+    moved = [
+        row["kl_update_k3"]
+        for row in rows
+        if row.get("kl_update_k3") is not None and not row.get("undone")
+    ]
     far = [row["kl_base_k1"] for row in rows[-10:] if row.get("kl_base_k1") is not None]
     peaks = [row["grad_norm_max"] for row in rows if row.get("grad_norm_max") is not None]
     return RunResult(

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from orthora.train.result import Ending, RunResult, failure_of, result_of, write
 from orthora.train.rewards import OwnReward
 from orthora.train.sharding import gathered
 from orthora.train.trainer import Metrics, RLVRTrainer
+from orthora.train.watchdog import RollBack, Watchdog, cut_metrics, last_good
 from orthora.train.world import World, join, terminable
 
 
@@ -88,7 +90,7 @@ def train(
     started = time.perf_counter()
     try:
         with terminable():
-            _run(config, parts, world, out, rows, checkpoint, progress)
+            parts = _run(config, parts, world, out, rows, checkpoint, progress, reward)
             ending = _finish(config, parts, world, out)
     except BaseException as error:
         if world.main:
@@ -152,21 +154,14 @@ def _status(result: Path) -> str:
 
 def _open_folder(config: TrainConfig, out: Path, resume: bool) -> Path | None:
     """Write what describes the run; the checkpoint to go on from, to which metrics are cut back."""
-    checkpoint = checkpoints.latest(out / "checkpoints") if resume else None
+    checkpoint = last_good(out) if resume else None
     metrics = out / "metrics.jsonl"
     if checkpoint is None:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         store.write_atomic(metrics, "")
     else:
         checkpoints.remove_incomplete(out / "checkpoints")
-        step = checkpoints.step_of(checkpoint)
-        lines = metrics.read_text().splitlines(keepends=True)[:step] if metrics.is_file() else []
-        if len(lines) < step:
-            raise ValueError(
-                f"{metrics} has {len(lines)} rows and {checkpoint.name} stands after step {step}; "
-                "put the file back, or choose another out"
-            )
-        store.write_atomic(metrics, "".join(lines))
+        cut_metrics(metrics, checkpoints.step_of(checkpoint))
     for rest in ("adapter", "model"):  # of a run that was killed after its last step
         shutil.rmtree(out / rest, ignore_errors=True)
     (out / "result.json").unlink(missing_ok=True)
@@ -183,8 +178,13 @@ def _run(
     rows: list[Metrics],
     checkpoint: Path | None,
     progress: bool,
-) -> None:
-    """Train, appending each step's row to ``rows`` and to the metrics log."""
+    reward: OwnReward | str | None,
+) -> Parts:
+    """Train, appending each step's row to ``rows`` and to the metrics log; what was trained.
+
+    After a rollback the model is built anew, as a resumed run's is.
+    """
+    watchdog = Watchdog(config, world, out)
     title = f"{config.method} lr {config.learning_rate:g}"
     with StepProgress(title, config.steps, shown=progress and world.main) as bar:
 
@@ -193,16 +193,36 @@ def _run(
             if world.main:
                 store.append_metrics(out / "metrics.jsonl", row)
                 bar.update(row)
+            watchdog.check(rows)
 
-        trainer = RLVRTrainer(config, parts, world, out / "checkpoints", on_step)
-        trainer.remove_callback(PrinterCallback)  # the bar and the log say more
-        if checkpoint and checkpoints.step_of(checkpoint) >= config.steps:
-            trainer._load_from_checkpoint(str(checkpoint))
-            return
-        if checkpoint:
-            checkpoints.restore_position(trainer, checkpoint)
-        with world.clear_errors():  # gradients are summed over processes outside our own calls
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        while True:
+            try:
+                _train(config, parts, world, out, checkpoint, on_step, watchdog.lr_scale)
+                return parts
+            except RollBack as back:
+                checkpoint = watchdog.roll_back(back.alarm, rows)
+            parts = load_parts(config, reward, parts.model.device.type)
+
+
+def _train(
+    config: TrainConfig,
+    parts: Parts,
+    world: World,
+    out: Path,
+    checkpoint: Path | None,
+    on_step: Callable[[Metrics], None],
+    lr_scale: float,
+) -> None:
+    """To the last step, from a checkpoint or the start."""
+    trainer = RLVRTrainer(config, parts, world, out / "checkpoints", on_step, lr_scale)
+    trainer.remove_callback(PrinterCallback)  # the bar and the log say more
+    if checkpoint and checkpoints.step_of(checkpoint) >= config.steps:
+        trainer._load_from_checkpoint(str(checkpoint))
+        return
+    if checkpoint:
+        checkpoints.restore_position(trainer, checkpoint)
+    with world.clear_errors():  # gradients are summed over processes outside our own calls
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 def _finish(config: TrainConfig, parts: Parts, world: World, out: Path) -> Ending:

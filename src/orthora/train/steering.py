@@ -1,13 +1,14 @@
 """The learning rate of the next step, set by what this one did to the policy."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from orthora.config import TrainConfig
 from orthora.train.control import Setting, decide, law_of
-from orthora.train.optimizers import set_learning_rate
+from orthora.train.optimizers import scale_learning_rate, set_learning_rate
 from orthora.train.snapshot import Snapshot
 
 
@@ -27,6 +28,11 @@ class Steering:
         """Before a step's updates: remember what may have to be put back."""
         if self._law and self._law.undo:
             self._before = Snapshot(model, optimizer)
+
+    def scale(self, scheduler: Any, factor: float) -> None:
+        """Go on with another learning rate, by a factor, whatever the schedule."""
+        self.setting = replace(self.setting, lr=self.setting.lr * factor)
+        scale_learning_rate(scheduler, factor)
 
     def end(self, row: dict[str, Any], scheduler: Any) -> dict[str, Any]:
         """After a step's updates: take them back if they went too far, and set the learning rate.

@@ -51,6 +51,7 @@ class RLVRTrainer(GRPOTrainer):
         world: the processes.
         folder: of checkpoints.
         on_step: called with each row, after the step's last update, on every process.
+        lr_scale: what rollbacks have left of the learning rate.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class RLVRTrainer(GRPOTrainer):
         world: World,
         folder: Any,
         on_step: Callable[[Metrics], None],
+        lr_scale: float = 1.0,
     ) -> None:
         self._config, self._world, self._on_step = config, world, on_step
         self._method = compose(config.method)
@@ -98,6 +100,7 @@ class RLVRTrainer(GRPOTrainer):
         )
         self._position = 0
         self.steering = Steering(config)
+        self.lr_scale, self.saved_scale = lr_scale, 1.0
         wanted = config.geometry and not self._sharded
         self._geometry = Geometry(self._policy, config) if wanted else None
         self._meter = Meter()
@@ -311,6 +314,12 @@ class _Upkeep(TrainerCallback):
 
     def __init__(self, trainer: RLVRTrainer) -> None:
         self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Optimizer and schedule are there, a checkpoint's state in them."""
+        trainer = self._trainer
+        if trainer.lr_scale != trainer.saved_scale:
+            trainer.steering.scale(trainer.lr_scheduler, trainer.lr_scale / trainer.saved_scale)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The gradients are still there."""

@@ -1,0 +1,160 @@
+"""Rules over a run's metrics that tell of a collapse, before the reward does where they can.
+
+A rule is text: ``METRIC > VALUE`` or ``METRIC < VALUE``. With ``x`` after the value it is relative
+to the metric's own median over the steps before (``grad_norm > 10x``), and with ``for N`` it must
+hold on N steps in a row. When a rule fires is a pure function of the rows.
+"""
+
+import difflib
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WINDOW = 20  # steps, before those that a relative rule judges, that it compares with
+SETTLED = 5  # of them must be known
+WATCHED = (
+    "kl_update_k1", "kl_update_k3", "kl_update_p99", "kl_update_max", "kl_base_k1", "kl_base_k3",
+    "grad_norm", "grad_norm_max", "entropy", "truncated", "length", "pass_rate", "reward",
+    "reward_std", "penalty", "loss", "head_energy", "update_norm", "delta_norm", "stable_rank",
+    "condition", "clip_low", "clip_high", "clip_dual", "groups_without_signal", "sampling_gap",
+    "undone", "lr",
+)  # fmt: skip
+"""Metrics that rules may name."""
+
+DEFAULT = (
+    "kl_update_k3 > 0.02 for 2",
+    "kl_base_k1 > 1.0",
+    "grad_norm > 10x for 2",
+    "entropy > 3x for 2",
+    "length > 2x for 3",
+    "truncated > 0.5 for 3",
+    "pass_rate < 0.5x for 3",
+)
+"""Rules of ``default``; docs/watchdog.md has how often they cry wolf."""
+
+_FORM = re.compile(r"\s*([a-z_0-9/]+)\s*([<>])\s*([-+0-9.e]+)(x?)(?:\s+for\s+([0-9]+))?\s*")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One condition on a metric.
+
+    Attributes:
+        metric: of the rows.
+        above: whether more than ``value`` is the alarm, or less.
+        value: threshold, or factor of the median.
+        relative: whether it is a factor.
+        steps: in a row.
+    """
+
+    metric: str
+    above: bool
+    value: float
+    relative: bool = False
+    steps: int = 1
+
+    def __str__(self) -> str:
+        text = f"{self.metric} {'>' if self.above else '<'} {self.value:g}"
+        text += "x" if self.relative else ""
+        return text + (f" for {self.steps}" if self.steps > 1 else "")
+
+    def fires(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the last ``steps`` rows all break it; where a value is missing, it does not.
+
+        A value that is not a number breaks every rule.
+        """
+        if len(rows) < self.steps:
+            return False
+        threshold = self.value
+        if self.relative:
+            before = rows[-WINDOW - self.steps : -self.steps]
+            known = [row[self.metric] for row in before if _finite(row.get(self.metric))]
+            if len(known) < SETTLED:
+                return False
+            threshold *= statistics.median(known)
+        return all(self._breaks(row.get(self.metric), threshold) for row in rows[-self.steps :])
+
+    def _breaks(self, value: Any, threshold: float) -> bool:
+        if value is None:
+            return False
+        if not math.isfinite(value):
+            return True
+        return value > threshold if self.above else value < threshold
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A rule that fired.
+
+    Attributes:
+        step: last of the steps that broke it.
+        since: first of them.
+        rule: as text.
+        metric: that it names.
+        value: at ``step``.
+    """
+
+    step: int
+    since: int
+    rule: str
+    metric: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.metric} is {self.value:.3g} ({self.rule})"
+
+
+def parse(text: str) -> tuple[Rule, ...]:
+    """One rule, or those of ``default``.
+
+    Raises:
+        ValueError: for an unknown metric, naming near ones, or another form.
+    """
+    if text.strip() == "default":
+        return tuple(rule for one in DEFAULT for rule in parse(one))
+    found = _FORM.fullmatch(text)
+    try:
+        value = float(found[3]) if found else math.nan
+    except ValueError:
+        value = math.nan
+    if found is None or not math.isfinite(value):
+        raise ValueError(
+            f"watch rule {text!r} is not of the form 'METRIC > VALUE', 'METRIC < VALUEx for N' "
+            "(x: times the metric's median so far), or 'default'"
+        )
+    metric = found[1]
+    if metric not in WATCHED and not metric.startswith(("grad_norm/", "update_norm/")):
+        near = difflib.get_close_matches(metric, WATCHED, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(WATCHED)}"
+        raise ValueError(f"watch rule {text!r} names no metric of a step; {hint}")
+    steps = int(found[5] or 1)
+    if steps < 1:
+        raise ValueError(f"watch rule {text!r} must hold for at least 1 step")
+    return (Rule(metric, found[2] == ">", value, found[4] == "x", steps),)
+
+
+def alarms(rules: Sequence[Rule], rows: Sequence[Mapping[str, Any]]) -> list[Alarm]:
+    """The rules that the last row makes fire; one that keeps firing is told once.
+
+    Args:
+        rules: to check.
+        rows: of all steps so far, in order.
+    """
+    return [
+        Alarm(
+            step=int(rows[-1]["step"]),
+            since=int(rows[-rule.steps]["step"]),
+            rule=str(rule),
+            metric=rule.metric,
+            value=float(rows[-1][rule.metric]),
+        )
+        for rule in rules
+        if rule.fires(rows) and not rule.fires(rows[:-1])
+    ]
+
+
+def _finite(value: Any) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,90 @@
+"""Watchdog rules as pure functions of the rows."""
+
+import math
+
+import pytest
+
+from orthora.config import TrainConfig, build
+from orthora.watch import DEFAULT, SETTLED, WINDOW, Rule, alarms, parse
+
+
+def rows(*values, metric="entropy"):
+    return [{"step": i + 1, metric: value} for i, value in enumerate(values)]
+
+
+def fired(text, table) -> list[int]:
+    """Steps at which a rule is told of, as the rows come in."""
+    return [
+        alarm.step for end in range(1, len(table) + 1) for alarm in alarms(parse(text), table[:end])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("kl_update_k3 > 0.02", Rule("kl_update_k3", True, 0.02)),
+        ("entropy<1e-3", Rule("entropy", False, 1e-3)),
+        ("grad_norm > 10x for 2", Rule("grad_norm", True, 10.0, True, 2)),
+        ("grad_norm/q_proj > 3x", Rule("grad_norm/q_proj", True, 3.0, True)),
+        (" reward < -0.5 for 12 ", Rule("reward", False, -0.5, False, 12)),
+    ],
+)
+def test_rules_are_read_and_written(text, rule):
+    assert parse(text) == (rule,)
+    assert parse(str(rule)) == (rule,)
+
+
+def test_the_default_is_a_set_of_rules_that_is_written_as_it_is_read():
+    assert [str(rule) for rule in parse("default")] == [str(parse(t)[0]) for t in DEFAULT]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("entropie < 1", "did you mean entropy"),
+        ("zzzzzz < 1", "known: kl_update_k1"),
+        ("entropy = 1", "METRIC > VALUE"),
+        ("entropy < nan", "METRIC > VALUE"),
+        ("entropy < 1..2", "METRIC > VALUE"),
+        ("entropy < 1 for 0", "at least 1 step"),
+        ("", "METRIC > VALUE"),
+    ],
+)
+def test_a_bad_rule_is_one_line_with_the_remedy(text, words):
+    with pytest.raises(ValueError, match=words) as error:
+        parse(text)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=words):
+        build(TrainConfig, {"model": "tiny", "out": "x", "task": "arithmetic", "watch": [text]})
+
+
+def test_an_absolute_rule_fires_once_per_crossing():
+    assert fired("entropy > 2", rows(1, 3, 3, 1, 3)) == [2, 5]
+    assert fired("entropy < 2", rows(1, 3, 3, 1, 3)) == [1, 4]
+
+
+def test_steps_in_a_row():
+    assert fired("entropy > 2 for 3", rows(3, 3, 1, 3, 3, 3, 3, 1)) == [6]
+    alarm = alarms(parse("entropy > 2 for 3"), rows(1, 3, 4, 5))[0]
+    assert (alarm.since, alarm.step, alarm.value) == (2, 4, 5.0)
+
+
+def test_a_relative_rule_looks_at_the_median_before_the_steps_it_judges():
+    settled = [1.0] * SETTLED
+    assert fired("entropy > 3x", rows(*settled, 3.1)) == [SETTLED + 1]
+    assert fired("entropy > 3x", rows(*settled, 2.9)) == []
+    assert fired("entropy > 3x", rows(*settled[:-1], 3.1)) == []  # too little is known
+    assert fired("entropy > 3x for 2", rows(*settled, 9, 9)) == [SETTLED + 2]
+    assert fired("entropy < 0.5x", rows(*settled, 0.4)) == [SETTLED + 1]
+    # one wild step among those before does not hide the next
+    assert fired("entropy > 3x", rows(*settled, 100.0, 1.0, 100.0)) == [6, 8]
+    # what lies beyond the window is forgotten
+    assert fired("entropy > 3x", rows(*[100.0] * 5, *[1.0] * WINDOW, 4.0))[-1] == WINDOW + 6
+
+
+def test_a_missing_value_breaks_no_rule_and_one_that_is_no_number_breaks_all():
+    assert fired("entropy > 2", rows(None, None)) == []
+    assert fired("entropy > 2 for 2", rows(3, None, 3)) == []
+    assert fired("entropy > 2", rows(1, math.nan)) == [2]
+    assert fired("entropy < 2", rows(3, math.inf)) == [2]
+    assert fired("grad_norm > 2", rows(3, 3)) == []
