@@ -8,6 +8,7 @@ that shrinks under us is an error, not a bus fault.
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -143,7 +144,7 @@ def open_checkpoint(model: str) -> Checkpoint:
     folder = path.parent if path.is_file() else path
     if not (folder / _CONFIG).is_file():
         raise ValueError(f"{folder} has no {_CONFIG}; it is not a saved model")
-    config = _json_object(folder / _CONFIG)
+    config = json_object(folder / _CONFIG)
     if path.is_file():
         tensors = _union([path])
     elif not (folder / _SINGLE).is_file() and (folder / _INDEX).is_file():
@@ -152,7 +153,7 @@ def open_checkpoint(model: str) -> Checkpoint:
         tensors = _union(_weight_files(folder))
     if not tensors:
         raise ValueError(f"the safetensors of {folder} hold no tensors; save the model again")
-    _refuse_quantised(config, tensors, folder)
+    refuse_quantised(config, folder, tensors)
     return Checkpoint(folder, config, tensors)
 
 
@@ -223,14 +224,14 @@ def _check_shards(files: list[Path], where: str) -> None:
 
 def _indexed(index: Path) -> dict[str, TensorInfo]:
     """The tensors that an index lists, from the shard it gives for each."""
-    weight_map = _json_object(index).get("weight_map")
+    weight_map = json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(shard, str) and Path(shard).name == shard for shard in weight_map.values()
     ):
         raise ValueError(f"{index} has no weight_map from tensors to file names; fetch it again")
     files = [index.parent / shard for shard in sorted(set(weight_map.values()))]
     _check_shards(files, f"the {len(files)} shards in {index}")
-    held = {file.name: _tensors(file) for file in files}
+    held = {file.name: tensors_in(file) for file in files}
     for name, shard in weight_map.items():
         if name not in held[shard]:
             raise ValueError(f"{index} seeks {name!r} in {shard}, which lacks it; fetch both again")
@@ -241,7 +242,7 @@ def _union(files: list[Path]) -> dict[str, TensorInfo]:
     """The tensors of all files; a name that occurs twice is an error."""
     tensors: dict[str, TensorInfo] = {}
     for file in files:
-        for name, info in _tensors(file).items():
+        for name, info in tensors_in(file).items():
             if name in tensors:
                 both = f"{tensors[name].file} and {file.name}"
                 raise ValueError(f"{name!r} is in both {both}, and no {_INDEX} picks; fetch that")
@@ -249,8 +250,12 @@ def _union(files: list[Path]) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _tensors(file: Path) -> dict[str, TensorInfo]:
-    """What the header of one file lists, after safetensors has checked it against the file."""
+def tensors_in(file: Path) -> dict[str, TensorInfo]:
+    """What the header of one file lists, after safetensors has checked it against the file.
+
+    Raises:
+        ValueError: if the file is missing, truncated or corrupt.
+    """
     header, size = _header(file), file.stat().st_size
     needed = len(header) + max((int(end) for end in _END.findall(header)), default=0)
     if needed > size:
@@ -279,8 +284,12 @@ def _header(file: Path) -> bytes:
     return _bytes(file, 8 + length)
 
 
-def _json_object(file: Path) -> dict[str, Any]:
-    """What a JSON file holds, which must be an object."""
+def json_object(file: Path) -> dict[str, Any]:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: if the file is missing or holds anything but an object.
+    """
     data = _bytes(file)
     try:
         value = json.loads(data)
@@ -300,19 +309,30 @@ def _bytes(file: Path, size: int = -1) -> bytes:
         raise ValueError(f"can't read {file}: {error.strerror}") from error
 
 
-def _refuse_quantised(config: dict[str, Any], tensors: dict[str, TensorInfo], folder: Path) -> None:
-    """Refuse packed or low-bit weights; integer buffers such as masks and positions may stay."""
+def refuse_quantised(
+    config: dict[str, Any], where: object, tensors: Mapping[str, TensorInfo] | None = None
+) -> None:
+    """Refuse packed or low-bit weights; integer buffers such as masks and positions may stay.
+
+    Args:
+        config: what ``config.json`` says.
+        where: what the message calls the model.
+        tensors: from the files' headers, where they have been read.
+
+    Raises:
+        ValueError: if the config or a tensor says so.
+    """
     found = []
     for part in (config, config.get("text_config")):  # the second in multimodal models
         how = part.get("quantization_config") if isinstance(part, dict) else None
         if how:
             found.append(how.get("quant_method", how) if isinstance(how, dict) else how)
-    for name, info in tensors.items():
+    for name, info in (tensors or {}).items():
         integer = info.dtype[0] in "IU" and name.endswith(("weight", "_proj", "_blocks"))
         if integer or info.dtype.startswith(("F8_", "F6_", "F4")) or _PACKED.search(name):
             found.append(f"it holds {name!r} of dtype {info.dtype}")
     if found:
         raise ValueError(
-            f"{folder} is quantised ({found[0]}): its weights have no exact singular vectors; use "
-            "the bfloat16 or float16 original"
+            f"{where} is quantised ({found[0]}), and orthora computes with the weights as they were "
+            "trained; use the bfloat16 or float16 original"
         )

@@ -275,7 +275,7 @@ def _config(kind: type[Any], arguments: list[str], command: str) -> Any:
             rest = arguments[:index] + arguments[index + (1 if inline else 2) :]
             table = read_toml(name)
             break
-    build(kind, _required(kind) | table)  # mistakes in the file, before those in the flags
+    build(kind, _required(kind, table) | table)  # mistakes in the file, before those in the flags
     defaults = {
         name: table.get(name, tyro.MISSING if info.is_required() else info.get_default())
         for name, info in kind.model_fields.items()
@@ -293,8 +293,9 @@ def _config(kind: type[Any], arguments: list[str], command: str) -> Any:
     return build(kind, parsed.model_dump())
 
 
-def _required(kind: type[Any]) -> dict[str, Any]:
+def _required(kind: type[Any], table: dict[str, Any]) -> dict[str, Any]:
     """Stand-ins for required fields, to check a file that leaves them to the flags."""
-    return {name: "?" for name, info in kind.model_fields.items() if info.is_required()} | {
-        "data": "?"
-    }
+    needed = [name for name, info in kind.model_fields.items() if info.is_required()]
+    if table.get("task", "file") == "file":  # other tasks refuse it
+        needed.append("data")
+    return dict.fromkeys(needed, "?")

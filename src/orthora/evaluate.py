@@ -139,13 +139,16 @@ def score(
         Scores with intervals.
 
     Raises:
-        ValueError: if there are no problems.
+        ValueError: if there are no problems, or they are not within the model's positions and
+            vocabulary.
     """
-    from orthora.models import prompt_ids
+    from orthora.models import fit, prompt_ids
 
     if not problems:
         raise ValueError("no problems to score; check the data file")
     prompts = [prompt_ids(problem, tokenizer, plain=plain) for problem in problems]
+    name = getattr(model.config, "name_or_path", None) or type(model).__name__
+    fit(model, tokenizer, prompts, how.max_tokens, name=name)
     keys = [[i * samples + s for s in range(samples)] for i in range(len(problems))]
     correct = [0] * len(problems)
     truncated = missing = tokens = 0

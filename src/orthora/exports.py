@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from orthora import models
-from orthora.adapters import write_merged, write_residual
+from orthora.adapters import check_adapter, write_merged, write_residual
 from orthora.config import TrainConfig, build, read_toml
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -26,8 +26,8 @@ def export_merged(model_or_run: Any, out_dir: str | Path, *, dtype: str | None =
         ``out_dir``, for ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
-        ValueError: if ``out_dir`` holds files, the run is not finished, the dtype is unknown, or an
-            adapted weight is tied to another module.
+        ValueError: if ``out_dir`` holds files, the run is not finished or its adapter damaged, the
+            dtype is unknown, or an adapted weight is tied to another module.
     """
     if dtype is not None and dtype not in _DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; choose {', '.join(_DTYPES)}")
@@ -60,13 +60,19 @@ def _config_of(run: Path) -> TrainConfig:
     return build(TrainConfig, read_toml(run / "config.toml"))
 
 
+def _check_finished(run: Path) -> None:
+    """The run's adapter is there and whole."""
+    if not (run / "adapter" / "adapter_config.json").is_file():
+        raise ValueError(f"{run} has no finished adapter; let the run finish (--resume)")
+    check_adapter(run / "adapter")
+
+
 def _trained(run: Path) -> tuple[TrainConfig, Any]:
     """The config of a finished run, and its trained model."""
     config = _config_of(run)
     if (run / "model" / "config.json").is_file():
         return config, models.load_model(str(run / "model"), config.dtype, "cpu")
-    if not (run / "adapter" / "adapter_config.json").is_file():
-        raise ValueError(f"{run} has no finished adapter; let the run finish (--resume)")
+    _check_finished(run)
     return config, models.load_adapter(
         models.load_model(config.model, config.dtype, "cpu"), str(run)
     )
@@ -77,8 +83,7 @@ def _restarted(run: Path) -> Any:
     from orthora.adapters import adapt
 
     config = _config_of(run)
-    if not (run / "adapter" / "adapter_config.json").is_file():
-        raise ValueError(f"{run} has no finished adapter; let the run finish (--resume)")
+    _check_finished(run)
     model = adapt(
         models.load_model(config.model, config.dtype, "cpu"),
         config.method,

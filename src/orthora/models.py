@@ -1,13 +1,17 @@
 """Loading causal language models and tokenizers, with errors a person can act on."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from orthora import tiny
+from orthora.checkpoint import refuse_quantised
 from orthora.types import Problem
 
 
@@ -36,10 +40,14 @@ def load_model(model: str, dtype: str, device: str) -> Any:
         device: ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        ValueError: missing or corrupt folder or files, or weights with NaN or Inf.
+        ValueError: missing or corrupt folder or files, quantised weights, or NaN or Inf in them.
     """
     name = resolve(model)
     _check_folder(name)
+    config: dict[str, Any] = {}
+    with suppress(OSError, ValueError):  # loading says what is wrong with it
+        config = PretrainedConfig.get_config_dict(name)[0]
+    refuse_quantised(config, f"model {model!r}")
     try:
         pair: Any = AutoModelForCausalLM.from_pretrained(
             name, dtype=getattr(torch, dtype), output_loading_info=True
@@ -102,7 +110,8 @@ def prompt_text(problem: Problem, tokenizer: Any, *, plain: bool = False) -> str
         plain: leave the template aside; messages are joined by blank lines.
 
     Raises:
-        ValueError: if the prompt is chat messages and there is no template for them.
+        ValueError: if the prompt is chat messages and there is no template for them, or the
+            template refuses it.
     """
     prompt = problem.prompt
     if plain:
@@ -111,7 +120,16 @@ def prompt_text(problem: Problem, tokenizer: Any, *, plain: bool = False) -> str
         return "\n\n".join(message["content"] for message in prompt)
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        try:
+            return tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+        except (TemplateError, TypeError, ValueError) as error:  # templates are programs
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"the chat template refuses problem {problem.id!r}: {line}; give prompts in the "
+                "roles it wants, or plain_prompts = true"
+            ) from error
     if isinstance(prompt, str):
         return prompt
     raise ValueError(
@@ -131,6 +149,53 @@ def prompt_ids(problem: Problem, tokenizer: Any, *, plain: bool = False) -> list
     return list(tokenizer(text, add_special_tokens=not templated)["input_ids"])
 
 
+def fit(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    response_tokens: int,
+    *,
+    name: str,
+    prompt_tokens: int | None = None,
+) -> None:
+    """Check that prompts and responses are within the model, and let it pad with a token it has.
+
+    Args:
+        model: the base, or a PEFT model around it.
+        tokenizer: whose pad token becomes the end token where the model has no embedding for it:
+            padding is masked, but must be looked up.
+        prompts: token ids of each.
+        response_tokens: the limit, ``max_response_tokens``.
+        name: of the model, for messages.
+        prompt_tokens: the limit, ``max_prompt_tokens``; None takes the longest prompt.
+
+    Raises:
+        ValueError: if they exceed the model's positions or vocabulary, or a prompt has no tokens.
+    """
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {index} has no token that the tokenizer knows; leave it out")
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = prompt_tokens or max(map(len, prompts))
+    if positions and longest + response_tokens > positions:
+        what = "max_prompt_tokens" if prompt_tokens else "the tokens of the longest prompt,"
+        remedy = "lower them" if prompt_tokens else "lower it, or leave long prompts out"
+        raise ValueError(
+            f"{what} {longest} + max_response_tokens {response_tokens} exceed the {positions} "
+            f"positions of {name!r}; {remedy}"
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    pad = tokenizer.pad_token_id
+    if pad is None or pad >= rows:
+        tokenizer.pad_token, pad = tokenizer.eos_token, tokenizer.eos_token_id
+    largest = max(pad, *(max(prompt) for prompt in prompts))
+    if largest >= rows:
+        raise ValueError(
+            f"the tokenizer gives token id {largest}, and {name!r} has {rows} embeddings; use the "
+            "tokenizer that belongs to the model"
+        )
+
+
 def pick_device(device: str) -> str:
     """``"cpu"`` or ``"cuda"``; ``"auto"`` takes the GPU where there is one.
 
@@ -148,13 +213,16 @@ def load_adapter(model: Any, adapter: str) -> Any:
     """``model`` with a plain PEFT adapter, from its folder or from a run folder.
 
     Raises:
-        ValueError: if there is no adapter, or it does not fit the model.
+        ValueError: if there is no adapter, its files are damaged, or it does not fit the model.
     """
     from peft import PeftModel
+
+    from orthora.adapters import check_adapter
 
     folder = Path(adapter) / "adapter" if (Path(adapter) / "adapter").is_dir() else Path(adapter)
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"{adapter!r} holds no adapter (no adapter_config.json)")
+    check_adapter(folder)
     try:
         return PeftModel.from_pretrained(model, str(folder)).eval()
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:

@@ -2,7 +2,7 @@
 
 
 def quiet_libraries(*, data: bool = True) -> None:
-    """Keep other libraries' progress bars and notices out of our output; errors still show.
+    """Keep other libraries' progress bars and notices out of our output; errors are raised.
 
     Args:
         data: whether data sets will be loaded; their library takes half a second to import.
@@ -19,4 +19,5 @@ def quiet_libraries(*, data: bool = True) -> None:
         import datasets
 
         datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs as an error it raises too
     logging.getLogger("trl").setLevel(logging.ERROR)

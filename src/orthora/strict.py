@@ -31,13 +31,13 @@ def read_toml(name: str | Path) -> dict[str, Any]:
     """The table in a TOML file, or in the packaged preset of that name.
 
     Raises:
-        ValueError: if there is neither, or the file is not TOML.
+        ValueError: if there is neither, or the file is not TOML in UTF-8.
     """
     path = Path(name)
     if not path.is_file() and str(name) in preset_names():
         text = (resources.files("orthora") / "presets" / f"{name}.toml").read_text()
     elif path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = _text(path)
     else:
         raise ValueError(
             f"no config file {str(name)!r}; give a TOML file or a preset: "
@@ -47,6 +47,16 @@ def read_toml(name: str | Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{name} is not valid TOML: {error}") from error
+
+
+def _text(path: Path) -> str:
+    """The text of a file in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark before it
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not text in UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8"
+        ) from error
 
 
 def build(kind: type[Config], source: Config | dict[str, Any] | str | Path) -> Config:
@@ -64,13 +74,24 @@ def build(kind: type[Config], source: Config | dict[str, Any] | str | Path) -> C
     table = source
     unknown = [key for key in table if key not in kind.model_fields]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], kind.model_fields, n=1, cutoff=0.5)
+        for other in Strict.__subclasses__():
+            if table.keys() <= other.model_fields.keys():
+                raise ValueError(
+                    f"unknown config key {unknown[0]!r}: this is a config of {_command(other)}, "
+                    f"and {_command(kind)} takes other keys (see its --help)"
+                )
+        near = difflib.get_close_matches(unknown[0], kind.model_fields, n=1, cutoff=0.65)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown config key {unknown[0]!r}.{hint}")
     try:
         return kind(**table)
     except pydantic.ValidationError as error:
         raise ValueError("; ".join(_plain(item) for item in error.errors())) from error
+
+
+def _command(kind: type[Strict]) -> str:
+    """The command that takes a config: ``orthora train`` for ``TrainConfig``."""
+    return f"orthora {kind.__name__.removesuffix('Config').lower()}"
 
 
 def _plain(item: Any) -> str:

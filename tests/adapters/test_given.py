@@ -81,7 +81,7 @@ def test_other_weights_are_refused(saved, tmp_path):
     folder = started(saved, tmp_path / "start")
     base = load(saved)
     with torch.no_grad():
-        base.model.layers[0].self_attn.q_proj.weight.mul_(torch.rand(32, 1) + 0.5)
+        base.model.layers[0].self_attn.q_proj.weight.mul_(torch.linspace(0.5, 1.5, 32)[:, None])
     with pytest.raises(ValueError, match="other weights"):
         adapt(base, "rlpo", rank=RANK, alpha=ALPHA, seed=SEED, start=folder)
 

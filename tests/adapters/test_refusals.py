@@ -310,7 +310,7 @@ def test_broken_experts(breaking, saved, tmp_path, capsys):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("method", ["rlpo", "milora", "lora", "olora-qr", "geora"])
-def test_nan_and_inf_are_named_and_the_others_work_is_kept(method, value, saved, tmp_path, capsys):
+def test_nan_and_inf_are_named_and_nothing_is_kept(method, value, saved, tmp_path, capsys):
     folder = shutil.copytree(saved("qwen2"), tmp_path / "model")
     edit(folder / SINGLE, lambda tensors: tensors[K][2, 5].fill_(value))
     out = tmp_path / "out"
@@ -319,13 +319,9 @@ def test_nan_and_inf_are_named_and_the_others_work_is_kept(method, value, saved,
     assert code == 2
     (line,) = lines
     assert re.search(rf"k_proj: .*1 NaN or Inf of 512 .*\(tensor {re.escape(K)}\)$", line)
-    assert not out.exists()
-    journal = (tmp_path / ".out.unfinished" / "journal.jsonl").read_text().splitlines()
-    assert len(journal) >= 10  # all that cost more
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]  # the others' work is no use
     edit(folder / SINGLE, lambda tensors: tensors[K][2, 5].fill_(0.0))
-    code, _, (line,) = command(capsys, *arguments)  # which file was bad, and which is now?
-    assert code == 2
-    assert "files were written again; remove the folder" in line
+    assert command(capsys, *arguments)[0] == 0  # mended weights are other weights: all anew
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error_and_no_crash(saved, tmp_path):

@@ -67,7 +67,7 @@ def adapt(
     target_modules: Targets = "all-linear",
     seed: int = 0,
     dropout: float = 0.0,
-    unfit: Unfit = "refuse",
+    unfit: Unfit | None = "refuse",
     start: str | Path | None = None,
     total_updates: int | None = None,
 ) -> Any:
@@ -97,7 +97,8 @@ def adapt(
             modules does not matter.
         dropout: probability on the adapters' input.
         unfit: modules whose smaller side is below the rank are refused (``"refuse"``), get the
-            largest rank that fits at the same scale (``"lower"``), or are left out (``"skip"``).
+            largest rank that fits at the same scale (``"lower"``), or are left out (``"skip"``);
+            None refuses without naming the other two, for callers that don't pass them on.
         start: a folder that ``orthora init`` wrote for this model with the same settings; its
             factors are taken instead of computed.
         total_updates: optimizer updates of the run, over which ``adalora`` plans its pruning.
@@ -164,7 +165,7 @@ def _with_factors(
     model: PreTrainedModel,
     method: Composition,
     settings: Settings,
-    unfit: Unfit,
+    unfit: Unfit | None,
     start: str | Path | None,
 ) -> tuple[PeftModel, tuple[str, ...]]:
     """LoRA and its kin, started; the model is left as it was if that fails."""

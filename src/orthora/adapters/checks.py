@@ -98,9 +98,17 @@ def check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
 
 
 def check_layers(
-    model: PeftModel, slots: list[Slot], targets: str | list[str], *, experts: bool
+    model: PeftModel, slots: list[Slot], targets: str | list[str], *, experts: bool, offer: bool
 ) -> None:
-    """Only linear layers, and ``experts`` if asked for, were matched; each can hold its rank."""
+    """Only linear layers, and ``experts`` if asked for, were matched; each can hold its rank.
+
+    Args:
+        model: wrapped.
+        slots: of the model.
+        targets: as asked for, for messages.
+        experts: whether fused experts were asked for.
+        offer: whether the caller has the option ``unfit``.
+    """
     if not experts and any(slot.expert is not None for slot in slots):
         raise ValueError(f"target_modules={targets!r} {BY_PARTS}")
     held = {id(slot.layer) for slot in slots}
@@ -114,11 +122,11 @@ def check_layers(
     if small:
         names = list(dict.fromkeys(slot.key.removesuffix(".weight") for slot in small))
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        other = ", or unfit='lower' or 'skip' for these modules alone" if offer else ""
         raise ValueError(
             f"rank {small[0].rank} does not fit {len(names)} modules ({shown}), e.g. "
             f"{small[0].name!r} of shape {small[0].shape}; use a rank of at most "
-            f"{min(min(slot.shape) for slot in small)}, or unfit='lower' or 'skip' for these "
-            "modules alone"
+            f"{min(min(slot.shape) for slot in small)}{other}"
         )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from orthora.adapters.dense import dense_of
 from orthora.adapters.fold import base_parameters, merged_parameters
+from orthora.adapters.intact import check_adapter
 from orthora.adapters.layers import weight
 from orthora.adapters.model import STATE_NAME, factor_tensors, has_anchor, scale_of
 from orthora.adapters.slots import ADAPTER, slots_of
@@ -41,8 +42,8 @@ def export_plain(model_or_run: Any, out_dir: str | Path) -> Path:
         ``orthora.json`` with how the adapter was started.
 
     Raises:
-        ValueError: if ``out_dir`` holds files, the run has no finished adapter, or the method has
-            no adapter (``full``, ``safe-mask``).
+        ValueError: if ``out_dir`` holds files, the run has no finished adapter or a damaged one, or
+            the method has no adapter (``full``, ``safe-mask``).
     """
     with new_folder(out_dir) as temporary:
         if isinstance(model_or_run, PeftModel):
@@ -62,6 +63,7 @@ def export_plain(model_or_run: Any, out_dir: str | Path) -> Path:
                     else f"{model_or_run} has no finished adapter (no adapter/adapter_config.json);"
                     " let the run finish, or pass a model from orthora.adapt"
                 )
+            check_adapter(source)
             shutil.copytree(source, temporary, dirs_exist_ok=True)
         elif dense_of(model_or_run) is not None:
             raise ValueError(

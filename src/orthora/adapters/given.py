@@ -11,6 +11,7 @@ from orthora.adapters.export import RECORD_NAME
 from orthora.adapters.layers import weight
 from orthora.adapters.model import STATE_NAME, has_anchor, magnitudes, restore
 from orthora.adapters.slots import ADAPTER, Slot
+from orthora.checkpoint import tensors_in
 
 _ADAPTER = "adapter_model.safetensors"
 _SAME = 1e-2  # of a recorded singular value and the weight's, in any storage precision
@@ -38,6 +39,11 @@ def take_start(
         begun = {key: story[key] for key in settings}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} is no adapter of `orthora init` ({RECORD_NAME})") from error
+    if not isinstance(modules, dict):  # `export_plain` lists names alone
+        raise ValueError(
+            f"{folder} is a trained adapter, not a start of `orthora init`; score it with "
+            "`orthora eval --adapter`, or make a start with `orthora init`"
+        )
     now = json.loads(json.dumps(settings))
     odd = [f"{key} {begun[key]!r}, not {now[key]!r}" for key in now if begun[key] != now[key]]
     if odd:
@@ -48,6 +54,7 @@ def take_start(
     file = folder / (STATE_NAME if has_anchor(model) else _ADAPTER)
     if not file.is_file():
         raise ValueError(f"{folder} has no {file.name}; run `orthora init` again")
+    tensors_in(file)  # refuses one that is not whole
     restore(model, ADAPTER, magnitudes(model, ADAPTER) | load_file(file))
     for slot in slots:
         _check_weight(slot, modules[slot.name]["subspaces"], folder)

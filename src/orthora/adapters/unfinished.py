@@ -1,7 +1,8 @@
 """The hidden folder in which a started adapter grows, until it takes its name.
 
 It holds the plan (what is being made, of what), the adapter's files at their final size, and a
-journal with one line per finished weight. Whoever comes back with the same plan goes on.
+journal with one line per finished weight. Whoever comes back with the same plan goes on. Only an
+interruption or a failing disk leaves it; bad data does not.
 """
 
 import contextlib
@@ -171,7 +172,8 @@ class Unfinished:
         if self._journal is not None:
             with contextlib.suppress(OSError):  # a full disk must not hide the first error
                 self.flush()
-            self._close(drop=not self.done)
+            # A ValueError is the checkpoint's: once that is mended, this is another plan's.
+            self._close(drop=not self.done or isinstance(error, ValueError))
 
 
 def _locked(folder: Path) -> int | None:

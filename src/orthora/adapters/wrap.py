@@ -38,7 +38,7 @@ def wrap(
     alpha: float,
     targets: Targets,
     dropout: float,
-    unfit: Unfit,
+    unfit: Unfit | None,
 ) -> tuple[PeftModel, list[Slot]]:
     """Inject adapter layers in place, on real or meta weights; the factors are not started yet.
 
@@ -50,7 +50,7 @@ def wrap(
         targets: ``"all-linear"`` (with fused experts), names, or a regular expression.
         dropout: on the adapters' input.
         unfit: whether modules too small for the rank are an error, get the largest rank that fits,
-            or are left out.
+            or are left out; None is an error for a caller without this option.
 
     Returns:
         The PEFT model and its slots.
@@ -58,7 +58,7 @@ def wrap(
     Raises:
         ValueError: if the targets match nothing or something that can't be adapted.
     """
-    if unfit not in get_args(Unfit):
+    if unfit is not None and unfit not in get_args(Unfit):
         raise ValueError(f"unfit must be one of {', '.join(get_args(Unfit))}, got {unfit!r}")
     targets = as_names(targets)
     check_arguments(rank, alpha, targets, dropout)
@@ -70,13 +70,13 @@ def wrap(
         peft_model = _inject(model, method, config, targets)
         slots = slots_of(peft_model)
         small = {slot.key: min(slot.shape) for slot in slots if rank > min(slot.shape)}
-        if small and unfit != "refuse":
+        if small and unfit is not None and unfit != "refuse":
             unwrap(model, trained)
             config = _config(model, method, rank, alpha, targets, dropout)
             _make_fit(config, method, small, unfit, all_of_them=len(small) == len(slots))
             peft_model = _inject(model, method, config, targets)
             slots = slots_of(peft_model)
-        check_layers(peft_model, slots, targets, experts=experts)
+        check_layers(peft_model, slots, targets, experts=experts, offer=unfit is not None)
         check_complete(peft_model, model, targets, config.exclude_modules or ())
     except BaseException:
         unwrap(model, trained)

@@ -184,6 +184,8 @@ def _named(name: str, aliases: tuple[str, ...]) -> str:
 
 def _parts(name: str) -> list[str]:
     """The parts of a name, normalised; ``lora+`` is one of them."""
+    if not isinstance(name, str):
+        raise ValueError(f"method must be a name such as 'rlpo+dora', got {name!r}")
     text = name.strip().lower().replace("_", "-")
     text = text.replace("lora++", "lora-plus+")
     text = text.removesuffix("lora+") + "lora-plus" if text.endswith("lora+") else text
@@ -211,7 +213,7 @@ def _find(part: str) -> Method | Structure | OptimizerRecord:
     if part in registry.known():
         return registry.get(part)
     known = [*registry.known(), *STRUCTURES, *OPTIMIZERS]
-    near = difflib.get_close_matches(part, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(part, known, n=1, cutoff=0.65)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
         f"unknown method {part!r}.{hint} Available: {', '.join(names())}; joined by +, e.g. "

@@ -90,11 +90,13 @@ def get(name: str) -> Method:
     Raises:
         ValueError: if there is none, with the nearest name and the whole list.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"method must be a name such as 'rlpo', got {name!r}")
     key = name.lower().replace("_", "-")
     key = _ALIASES.get(key, key)
     if key in _METHODS:
         return _METHODS[key]
-    near = difflib.get_close_matches(key, known(), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key, known(), n=1, cutoff=0.65)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown method {name!r}.{hint} Available: {', '.join(names())}")
 

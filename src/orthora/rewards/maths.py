@@ -200,7 +200,7 @@ def math_verdict(response: str, gold: str, *, rule: str = "robust") -> Verdict:
             text.
     """
     if rule not in RULES:
-        close = difflib.get_close_matches(str(rule), RULES, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(str(rule), RULES, n=1, cutoff=0.65)
         hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(RULES)}"
         raise ValueError(f"unknown answer rule {rule!r}; {hint}")
     if not isinstance(gold, str) or not tidy(gold):

@@ -20,6 +20,8 @@ Sign = Literal["+", "-"]
 SPLITS = ("train", "validation", "test")
 """The splits, holding 80, 10 and 10 % of all problems."""
 
+_SHARES = (0.8, 0.1, 0.1)
+
 FEWEST_TERMS, MOST_TERMS = 2, 5
 LARGEST_TOTAL = 99
 LARGEST_OPERAND = 49
@@ -202,6 +204,12 @@ def problems(
     _check(split, choices)
     if count < 1:
         raise ValueError(f"count is {count}; ask for at least 1 problem")
+    expected = _SHARES[SPLITS.index(split)] * sum(map(_chains, choices))
+    if count > expected + 5 * expected**0.5:  # standard deviations of what a hash hands out
+        raise ValueError(
+            f"count is {count}, but the {split} split with terms {choices} has only about "
+            f"{expected:.0f} different problems; ask for fewer or allow more terms"
+        )
     rng = random.Random(f"{split} {seed} {choices}")
     found: dict[str, None] = {}  # keeps the order of drawing
     misses = 0
@@ -217,6 +225,19 @@ def problems(
                 f"{len(found)} different problems; ask for fewer or allow more terms"
             )
     return [Problem(prompt=p, answer=answer(p), id=p) for p in found]
+
+
+def _chains(terms: int) -> int:
+    """How many prompts there are with so many numbers, in all splits."""
+    ends = dict.fromkeys(range(1, LARGEST_TOTAL + 1), 1)  # running total: ways to reach it
+    for _ in range(terms - 1):
+        ends = {
+            result: sum(
+                ways for total, ways in ends.items() if 1 <= abs(result - total) <= LARGEST_OPERAND
+            )
+            for result in range(LARGEST_TOTAL + 1)
+        }
+    return sum(ends.values())
 
 
 def _chain(rng: random.Random, terms: int) -> str:

@@ -71,6 +71,9 @@ def train(
         ConnectionError: if another process of the run died or failed.
     """
     config = build(TrainConfig, config)
+    most = max(64, 2 * (os.cpu_count() or 1))  # beyond, thread pools crawl or refuse
+    if config.threads > most:
+        raise ValueError(f"threads {config.threads} is too many here; at most {most}, or 0")
     device = models.pick_device(config.device)
     world = join(device, config.processes)
     out = Path(config.out)
