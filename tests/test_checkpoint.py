@@ -500,7 +500,7 @@ def test_a_config_that_says_quantised_is_refused(how, tmp_path):
     line = refusal(tmp_path)
     assert f"{tmp_path} is quantised (" in line
     assert how in line
-    assert line.endswith("no exact singular vectors; use the bfloat16 or float16 original")
+    assert line.endswith("weights as they were trained; use the bfloat16 or float16 original")
 
 
 @pytest.mark.parametrize(
@@ -539,4 +539,4 @@ def test_packed_tensors_are_refused(name, tmp_path):
     odd = torch.zeros(2, 2).to(PACKED[name])
     line = refusal(put(tmp_path, model={"b.weight": torch.ones(2, 2), name: odd}))
     assert f"{tmp_path} is quantised (it holds {name!r} of dtype " in line
-    assert line.endswith("no exact singular vectors; use the bfloat16 or float16 original")
+    assert line.endswith("weights as they were trained; use the bfloat16 or float16 original")

@@ -24,7 +24,9 @@ def test_help_lists_every_command(capsys):
 
 def test_the_command_line_is_frozen():
     """A new flag is a decision: it is a config field, and it is listed here."""
-    assert sorted(COMMANDS) == ["demo", "eval", "export", "init", "methods", "report", "train"]
+    assert sorted(COMMANDS) == [
+        "demo", "eval", "export", "init", "methods", "probe", "report", "train",
+    ]  # fmt: skip
     assert len(TrainConfig.model_fields) == 88
 
 

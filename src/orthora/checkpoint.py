@@ -333,6 +333,6 @@ def refuse_quantised(
             found.append(f"it holds {name!r} of dtype {info.dtype}")
     if found:
         raise ValueError(
-            f"{where} is quantised ({found[0]}), and orthora computes with the weights as they were "
-            "trained; use the bfloat16 or float16 original"
+            f"{where} is quantised ({found[0]}), and orthora computes with the weights as they "
+            "were trained; use the bfloat16 or float16 original"
         )

@@ -1,4 +1,4 @@
-"""The command line: ``orthora methods | init | train | eval | export | demo | report``."""
+"""The command line: ``orthora methods | init | probe | train | eval | export | demo | report``."""
 
 import difflib
 import os
@@ -17,6 +17,7 @@ HELP = """orthora: low-rank adaptation for reinforcement learning with verifiabl
   orthora methods                          list initialisations, structures, optimizers
   orthora init MODEL --out DIR [--key ...]  start an adapter from a checkpoint, in seconds
   orthora train --config FILE [--key ...]  train an adapter; presets: tiny, paper
+  orthora probe --config FILE [--key ...]  before training: what one step does, by method
   orthora eval  --config FILE [--key ...]  sample, verify, report pass@k with intervals
   orthora export --run RUN --out DIR       write a run's adapter as plain PEFT, or merged
   orthora demo                             compare five initialisations on the embedded model
@@ -110,6 +111,35 @@ def _train(arguments: list[str]) -> None:
     print(f"{result.out}: {result.steps} steps in {result.seconds:.0f} s{score}")
 
 
+def _probe(arguments: list[str]) -> None:
+    """Compare methods by one training step."""
+    from orthora.config import ProbeConfig
+    from orthora.store import write_json
+
+    config = _config(ProbeConfig, arguments, "probe")
+    if config.json_out and Path(config.json_out).exists():
+        raise ValueError(f"{config.json_out} exists; choose another file, or remove it")
+    quiet_libraries()
+    from orthora.train.probing import as_json, probe, table
+
+    def told(one: Any) -> None:
+        print(f"{one.method}: {len(one.trials)} trials", file=sys.stderr, flush=True)
+
+    found = probe(
+        config.run(),
+        config.methods,
+        target_kl=config.target_kl,
+        rollouts=config.rollouts,
+        trials=config.trials,
+        told=told,
+    )
+    from rich.console import Console
+
+    Console().print(table(found))
+    if config.json_out:
+        write_json(config.json_out, as_json(found))
+
+
 def _eval(arguments: list[str]) -> None:
     """Evaluate a model or an adapter."""
     from orthora.config import EvalConfig
@@ -173,6 +203,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "methods": _methods,
     "init": _init,
     "train": _train,
+    "probe": _probe,
     "eval": _eval,
     "export": _export,
     "demo": _demo,

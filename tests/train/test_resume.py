@@ -261,7 +261,13 @@ def three_steps(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize(
+    "how",
+    [
+        "optimizer cut",
+        *(pytest.param(h, marks=pytest.mark.slow) for h in DAMAGES if h != "optimizer cut"),
+    ],
+)
 def test_a_damaged_checkpoint_is_passed_over_aloud_and_the_run_is_the_same(
     how, three_steps, tmp_path
 ):

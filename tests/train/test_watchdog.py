@@ -129,7 +129,14 @@ def test_after_the_last_rollback_the_next_alarm_ends_the_run(tmp_path):
     assert actions == ["rollback", "rollback", "stop"]
 
 
-@pytest.mark.parametrize("killed_after", ["rollback written", "rollback done", "two steps more"])
+@pytest.mark.parametrize(
+    "killed_after",
+    [
+        "rollback written",
+        pytest.param("rollback done", marks=pytest.mark.slow),
+        pytest.param("two steps more", marks=pytest.mark.slow),
+    ],
+)
 def test_a_kill_around_a_rollback_leaves_no_trace(killed_after, plain, tmp_path, monkeypatch):
     from orthora.train import watchdog
 

@@ -1,5 +1,6 @@
 """What trains, as it was before a step's updates, to take them back."""
 
+import math
 from copy import deepcopy
 from typing import Any
 
@@ -26,6 +27,11 @@ class Snapshot:
         tensors, values = upkeep_state(model)
         self._values = deepcopy(values)
         self._upkeep = {name: tensor.clone() for name, tensor in tensors.items()}
+
+    def distance(self) -> float:
+        """How far the trained parameters have moved, in Frobenius norm."""
+        moved = [float((p.detach() - before).norm()) for p, before in self._trained]
+        return math.hypot(*moved)
 
     def restore(self) -> None:
         """Put everything back, bit for bit; once."""

@@ -1,0 +1,112 @@
+"""The probe: what it says of a step is what a run's first step does."""
+
+import json
+import math
+
+import pytest
+
+import orthora
+from orthora.config import read_toml
+from orthora.train.probing import following_rate, probe
+
+SMALL = {
+    "prompts_per_step": 6,
+    "group_size": 4,
+    "mini_batch_prompts": 3,
+    "rank": 2,
+    "max_response_tokens": 32,
+    "eval_problems": 0,
+    "threads": 1,
+    "learning_rate": 1e-3,
+    "dynamic_sampling": False,
+}
+
+
+def settings(**changes) -> dict:
+    return read_toml("tiny") | SMALL | {"out": "never made"} | changes
+
+
+def first_row(out, **changes) -> dict:
+    config = settings(out=str(out), steps=1, **changes)
+    orthora.train(config, progress=False)
+    return json.loads((out / "metrics.jsonl").read_text())
+
+
+@pytest.fixture(scope="module")
+def found():
+    return {p.method: p for p in probe(settings(), ["lora", "pissa", "rlmo"], rollouts=1)}
+
+
+@pytest.mark.parametrize("method", ["lora", "pissa", "rlmo"])
+def test_its_step_is_the_first_step_of_a_run(method, found, tmp_path):
+    row = first_row(tmp_path / "run", method=method)
+    one = found[method]
+    assert one.kl == row["kl_update_k3"]
+    assert one.first_update_norm == row["first_update_norm"]
+    assert one.update_norms["all"] == row["update_norm"]
+    assert one.update_norms["q_proj"] == row["update_norm/q_proj"]
+
+
+@pytest.mark.parametrize("method", ["pissa", "rlmo"])
+def test_at_the_matched_rate_a_run_moves_the_policy_as_far_as_the_first_method(
+    method, found, tmp_path
+):
+    """Bit for bit what the probe measured: every trial was taken back without a trace."""
+    one, target = found[method], found["lora"].kl
+    assert 1 / 1.15 <= one.matched_kl / target <= 1.15
+    row = first_row(tmp_path / "run", method=method, learning_rate=one.matched_learning_rate)
+    assert row["kl_update_k3"] == one.matched_kl
+
+
+def test_norms_relate_as_the_pilot_found_and_principal_directions_move_the_policy_most(found):
+    lora, pissa = found["lora"], found["pissa"]
+    assert 1.2 < pissa.first_update_norm / lora.first_update_norm < 4.0
+    assert pissa.kl > 5 * lora.kl
+    assert pissa.matched_learning_rate < lora.learning_rate
+    assert lora.matched_learning_rate == lora.learning_rate  # it is what the others are matched to
+
+
+def test_full_training_is_probed_as_well():
+    (one,) = probe(settings(learning_rate=1e-5), ["full"], rollouts=1, target_kl=1e-5)
+    assert one.update_norms["all"] > 0
+    assert one.matched_learning_rate is not None
+
+
+def test_rollouts_are_averaged():
+    (one,) = probe(settings(), ["lora"], rollouts=3, trials=1)
+    assert len(one.kl_by_rollout) == 3
+    assert one.kl == pytest.approx(sum(one.kl_by_rollout) / 3)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 3.5])
+@pytest.mark.parametrize("start", [1e-7, 1e-3, 1.0])
+def test_the_search_meets_the_target_for_any_power_law(power, start):
+    target = 2e-3
+    trials = [(start, 3e3 * start**power)]
+    for _ in range(12):
+        lr = following_rate(trials, target, (1e-12, 10.0))
+        if lr is None:
+            break
+        trials.append((lr, 3e3 * lr**power))
+    else:
+        pytest.fail(f"not met: {trials}")
+    assert len(trials) <= 10
+
+
+def test_the_search_stays_in_its_bracket_and_its_bounds():
+    low, high = (1e-4, 1e-4), (1e-3, 1.0)
+    assert 1e-4 < following_rate([low, high], 2e-3, (1e-9, 0.1)) < 1e-3
+    assert following_rate([low, (1e-3, math.nan)], 2e-3, (1e-9, 0.1)) == pytest.approx(10**-3.5)
+    assert following_rate([(1e-3, 1e-9)], 2e-3, (1e-9, 5e-3)) == 5e-3
+    assert following_rate([(1e-3, 2.1e-3)], 2e-3, (1e-9, 0.1)) is None
+
+
+def test_no_signal_and_bad_targets_are_one_line():
+    with pytest.raises(ValueError, match=r"no group of the rollouts has a signal.*nearer"):
+        probe(settings(max_response_tokens=1), ["lora"])
+    with pytest.raises(ValueError, match="above 0"):
+        probe(settings(), ["lora"], target_kl=-1.0)
+    with pytest.raises(ValueError, match="at least 1 rollout"):
+        probe(settings(), [], rollouts=1)
+    with pytest.raises(ValueError, match="set one above 0"):
+        probe(settings(learning_rate=0.0), ["lora"])
