@@ -185,7 +185,7 @@ def _values(
     return target.to(device)
 
 
-def share_pays(rows: Sequence[Row], width: int, parameters: float) -> bool:
+def share_pays(rows: Sequence[Row], width: int, parameters: float | int) -> bool:
     """Whether the shared layout costs less than nine tenths of the other.
 
     Multiplications of a layer: two per parameter and token, and four times the width per pair of
@@ -206,8 +206,8 @@ def share_pays(rows: Sequence[Row], width: int, parameters: float) -> bool:
     return shared < 0.9 * plain
 
 
-def _cost(tokens: int, width: int, parameters: float) -> float:
-    return tokens * (2 * parameters + 4 * width * tokens)
+def _cost(tokens: int, width: int, parameters: float | int) -> float:
+    return float(tokens * (2 * parameters + 4 * width * tokens))
 
 
 def deal(

@@ -119,7 +119,7 @@ def kl_k3(new: Float[Tensor, "B T"], reference: Float[Tensor, "B T"]) -> Float[T
     return torch.expm1(d) - d
 
 
-def normaliser(objective: Objective, tokens: float, sequences: float) -> float:
+def normaliser(objective: Objective, tokens: int, sequences: int) -> float:
     """What a mini-batch's sum is divided by.
 
     ``dapo``: its response tokens (token mean). ``grpo``: its sequences, whose own token means are
@@ -131,10 +131,10 @@ def normaliser(objective: Objective, tokens: float, sequences: float) -> float:
         sequences: responses in it.
     """
     if objective.loss == "dapo":
-        return max(tokens, 1.0)
+        return float(max(tokens, 1))
     if objective.loss == "grpo":
-        return max(sequences, 1.0)
-    return max(sequences, 1.0) * objective.max_tokens
+        return float(max(sequences, 1))
+    return float(max(sequences, 1) * objective.max_tokens)
 
 
 def summed(
