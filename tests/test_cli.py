@@ -27,7 +27,7 @@ def test_the_command_line_is_frozen():
     assert sorted(COMMANDS) == [
         "demo", "eval", "export", "init", "methods", "probe", "report", "train",
     ]  # fmt: skip
-    assert len(TrainConfig.model_fields) == 88
+    assert len(TrainConfig.model_fields) == 89
 
 
 def test_methods_lists_the_registry(capsys):

@@ -110,3 +110,45 @@ def test_no_signal_and_bad_targets_are_one_line():
         probe(settings(), [], rollouts=1)
     with pytest.raises(ValueError, match="set one above 0"):
         probe(settings(learning_rate=0.0), ["lora"])
+
+
+@pytest.mark.parametrize("what", ["kl", "norm"])
+def test_a_run_takes_the_learning_rate_that_matches_and_keeps_it(what, found, tmp_path):
+    out = tmp_path / "run"
+    config = settings(
+        out=str(out), method="pissa", learning_rate=f"match-{what}:lora@1e-3", steps=2, save_every=1
+    )
+    result = orthora.train(config, progress=False)
+    row = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+    assert row["lr"] == result.learning_rate < 1e-3
+    probes = json.loads((out / "probe.json").read_text())
+    assert [one["method"] for one in probes] == ["lora", "pissa"]
+    if what == "norm":
+        assert row["first_update_norm"] == pytest.approx(found["lora"].first_update_norm, rel=0.05)
+    else:
+        assert 1 / 1.15 <= probes[1]["matched_kl"] / probes[0]["kl"] <= 1.15
+    text = (out / "config.toml").read_text()
+    assert f'learning_rate_match = "{what}:lora@0.001"' in text
+    for path in (out / "adapter").iterdir():
+        path.unlink()
+    (out / "result.json").unlink()
+    again = orthora.train(config, resume=True, progress=False)  # without another probe
+    assert again.learning_rate == result.learning_rate
+    assert again.steps == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["match-kl:lora", "match-kl:@1e-5", "match-kl:lora@-1", "match-size:lora@1e-5", "fast"]
+)
+def test_a_match_of_another_form_is_one_line(text, tmp_path):
+    with pytest.raises(ValueError, match=r"learning.rate|unknown method"):
+        orthora.train(settings(out=str(tmp_path / "run"), learning_rate=text))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_norm_that_is_not_known_is_one_line(tmp_path):
+    config = settings(
+        out=str(tmp_path / "run"), method="vera", learning_rate="match-norm:lora@1e-3"
+    )
+    with pytest.raises(ValueError, match="no norm of an update is known for both lora and vera"):
+        orthora.train(config, progress=False)

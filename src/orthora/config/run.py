@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from orthora.config.match import parse_match
 from orthora.methods import compose
 from orthora.strict import Strict
 from orthora.watch import parse as parse_rule
@@ -63,7 +64,10 @@ class TrainConfig(Strict):
     has 16 for fine-tuning)."""
 
     learning_rate: float = Field(1e-5, ge=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW; ``"match-kl:lora@1e-5"`` is short for learning_rate_match."""
+    learning_rate_match: str | None = None
+    """``kl:lora@1e-5``: the learning rate at which a first step moves the policy as far as another
+    method's at its own; ``norm:...``: one update, the weights. A probe before the run finds it."""
     schedule: Literal["constant", "cosine", "adaptive-kl"] = "constant"
     """Learning-rate schedule after the warm-up; ``adaptive-kl`` begins at learning_rate and then
     holds the KL of each rollout's updates at kl_target."""
@@ -211,6 +215,20 @@ class TrainConfig(Strict):
     """Samples per held-out problem."""
     eval_base: bool = False
     """Score the base model on them as well."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_match(cls, table: Any) -> Any:
+        rate = table.get("learning_rate") if isinstance(table, dict) else None
+        if not isinstance(rate, str) or not rate.startswith("match-"):
+            return table
+        match = parse_match(rate.removeprefix("match-"))
+        return table | {"learning_rate": match.rate, "learning_rate_match": str(match)}
+
+    @field_validator("learning_rate_match")
+    @classmethod
+    def _match(cls, text: str | None) -> str | None:
+        return None if text is None else str(parse_match(text))
 
     @field_validator("dual_clip", mode="before")
     @classmethod

@@ -28,6 +28,7 @@ from orthora.methods import compose
 from orthora.sampling import Sampling
 from orthora.train import checkpoints
 from orthora.train.loading import Parts, load_parts
+from orthora.train.matching import matched
 from orthora.train.progress import StepProgress
 from orthora.train.result import Ending, RunResult, failure_of, result_of, write_result
 from orthora.train.rewards import OwnReward
@@ -77,6 +78,11 @@ def train(
     device = models.pick_device(config.device)
     world = join(device, config.processes)
     out = Path(config.out)
+    probes: list[dict[str, Any]] = []
+    with world.together():
+        if world.main and not resume:
+            _refuse_used(out)  # before the work of a probe
+        config, probes = matched(config, world, out, resume=resume)
     with world.together():
         if world.main:
             _check_writable(out)
@@ -88,6 +94,8 @@ def train(
     with world.together():
         if world.main:
             checkpoint = _open_folder(config, out, resume)
+            if probes:
+                store.write_json(out / "probe.json", probes)
     checkpoint = world.from_main((checkpoint,))[0]
     rows = store.read_metrics(out / "metrics.jsonl") if checkpoint else []
     started = time.perf_counter()
