@@ -141,12 +141,8 @@ def killed(config: dict, seconds: float) -> bool:
     return alive
 
 
-slow = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    "method", ["rlpo", pytest.param("geora+dora", marks=slow), pytest.param("adalora", marks=slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rlpo", "geora+dora", "adalora"])
 def test_ten_kills_at_random_moments_leave_no_trace(method, tmp_path):
     """Loading, rollouts, updates, saving, export, evaluation: wherever the kill falls."""
     changes = {"method": method, "steps": 10, "eval_problems": 16, "eval_samples": 1}
