@@ -55,7 +55,7 @@ def complete(trainer: Any) -> None:
             write_json(
                 folder / MARKER,
                 {
-                    "step": trainer.state.global_step // trainer._updates_per_step,
+                    "step": trainer.state.global_step // trainer.updates_per_step,
                     "drawn": state["drawn"],
                     "idle": state["idle"],
                     "problems": trainer.collector.stream.fingerprint,

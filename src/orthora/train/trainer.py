@@ -15,13 +15,13 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from orthora.adapters import after_update, base_policy, folds_exactly, orthogonality
+from orthora.adapters import base_policy, folds_exactly, orthogonality
 from orthora.config import TrainConfig
 from orthora.methods import compose
 from orthora.train import checkpoints
+from orthora.train.callbacks import Upkeep
 from orthora.train.collect import Collector, NoSignal, Rollout
 from orthora.train.engines import SharedEngine, TransformersEngine, serve_merged_weights
 from orthora.train.geometry import Geometry
@@ -66,7 +66,7 @@ class RLVRTrainer(GRPOTrainer):
         self._config, self._world, self._on_step = config, world, on_step
         self._method = compose(config.method)
         self._objective = objective_of(config)
-        self._updates_per_step = updates_per_step(config)
+        self.updates_per_step = updates_per_step(config)
         args = grpo_config(config, folder, parts.model.device.type, world)
         super().__init__(
             model=parts.model,
@@ -102,9 +102,9 @@ class RLVRTrainer(GRPOTrainer):
         self.steering = Steering(config)
         self.lr_scale, self.saved_scale = lr_scale, 1.0
         wanted = config.geometry and not self._sharded
-        self._geometry = Geometry(self._policy, config) if wanted else None
+        self.geometry = Geometry(self.policy, config) if wanted else None
         self._meter = Meter()
-        self.add_callback(_Upkeep(self))
+        self.add_callback(Upkeep(self))
 
     # What TRL asks for
 
@@ -136,7 +136,7 @@ class RLVRTrainer(GRPOTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:  # summed over the processes: all see the same
             self._meter.rate = self._get_learning_rate()
-            self._meter.gradients.read(self._policy)
+            self._meter.gradients.read(self.policy)
         if not self._meter.gradients.finite or (
             self._world.size == 1 and not bool(loss.isfinite())
         ):
@@ -172,7 +172,7 @@ class RLVRTrainer(GRPOTrainer):
         self._meter.tally.count(loss, clipped, entropy, batch.mask)
         if self._position <= self.args.gradient_accumulation_steps and self._compares:
             self._meter.tally.widen(gap(new, batch.old, batch.mask))  # the policy has not moved yet
-        term = orthogonality(self._policy)
+        term = orthogonality(self.policy)
         if term is not None:
             loss = loss + term / self.args.gradient_accumulation_steps / self._world.size
         return loss * self._world.size  # gradients are averaged over processes
@@ -183,9 +183,9 @@ class RLVRTrainer(GRPOTrainer):
         """Roll out, and lay out the passes of all updates."""
         self._meter = Meter()
         config = self._config
-        self.steering.begin(self._policy, self.optimizer)
-        if self._geometry:
-            self._geometry.begin()
+        self.steering.begin(self.policy, self.optimizer)
+        if self.geometry:
+            self.geometry.begin()
         self._rollout = self._collect()
         rows = rows_of(
             self._rollout.groups,
@@ -220,7 +220,7 @@ class RLVRTrainer(GRPOTrainer):
         share = 1.0 if self._config.beta else self._config.kl_base_share
         chosen = plan.first(share)
         if chosen:
-            with base_policy(self._policy):
+            with base_policy(self.policy):
                 references = self._scorer.logps(chosen, shared=plan.shared, fold=False)
             rows = (row for micro in chosen for row in micro)
             for row, values in zip(rows, references, strict=True):
@@ -231,27 +231,27 @@ class RLVRTrainer(GRPOTrainer):
         meter = self._meter
         with meter.timed("kl"):
             after = self._scorer.logps(self._plan.once, shared=self._plan.shared)
-        row: Metrics = {"step": self.state.global_step // self._updates_per_step}
+        row: Metrics = {"step": self.state.global_step // self.updates_per_step}
         row |= meter.row(
             self._rollout,
             self._plan.rows,
             after,
             self._world,
-            updates=self._updates_per_step,
+            updates=self.updates_per_step,
             compares=self._compares,
             recomputes=self._recomputes,
         )
-        row |= rank_metrics(self._policy)
-        if self._geometry:
+        row |= rank_metrics(self.policy)
+        if self.geometry:
             with meter.timed("geometry"):
-                row |= self._geometry.metrics()
+                row |= self.geometry.metrics()
         row |= self.steering.end(row, self.lr_scheduler)
         self._on_step(row | meter.seconds(self._rollout))
 
     # What decides how
 
     @property
-    def _policy(self) -> Any:
+    def policy(self) -> Any:
         """The adapted model, without wrappers."""
         return self.accelerator.unwrap_model(self.model)
 
@@ -265,7 +265,7 @@ class RLVRTrainer(GRPOTrainer):
         """Whether the ratio's base is scored by the trainer, and not taken from the sampler."""
         if self._config.old_logps != "auto":
             return self._config.old_logps == "recomputed"
-        low = any(p.element_size() < 4 for p in self._policy.parameters())
+        low = any(p.element_size() < 4 for p in self.policy.parameters())
         return self._sharded or low or self._config.engine != "transformers"
 
     @property
@@ -281,7 +281,7 @@ class RLVRTrainer(GRPOTrainer):
             lambda: self.accelerator.autocast(),
             self.accelerator.device,
             self._pad,
-            fold=fold and folds_exactly(self._policy),
+            fold=fold and folds_exactly(self.policy),
             share=self._config.share_prompts == "auto" and not self._sharded,
         )
 
@@ -296,7 +296,7 @@ class RLVRTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """TRL's checkpoint, and what makes it exact."""
-        with checkpoints.whole_ranks(self._policy):
+        with checkpoints.whole_ranks(self.policy):
             super()._save_checkpoint(model, trial)
         checkpoints.complete(self)
 
@@ -307,32 +307,6 @@ class RLVRTrainer(GRPOTrainer):
         else:
             marker = checkpoints.restore_position(self, resume_from_checkpoint)
             checkpoints.restore_tensors(self, resume_from_checkpoint, marker)
-
-
-class _Upkeep(TrainerCallback):
-    """Work after updates, and the end of a training step."""
-
-    def __init__(self, trainer: RLVRTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Optimizer and schedule are there, a checkpoint's state in them."""
-        trainer = self._trainer
-        if trainer.lr_scale != trainer.saved_scale:
-            trainer.steering.scale(trainer.lr_scheduler, trainer.lr_scale / trainer.saved_scale)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The gradients are still there."""
-        after_update(self._trainer._policy, state.global_step + 1)
-        if self._trainer._geometry:
-            self._trainer._geometry.after_update()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """TRL's step is one update; the rollout's last one ends a training step."""
-        if state.global_step % self._trainer._updates_per_step == 0:
-            self._trainer.finish_step()
-            if state.global_step >= args.max_steps and self._trainer._config.save_every:
-                control.should_save = True  # what comes after training can be resumed, too
 
 
 def _unused_reward(**_: Any) -> list[float | None]:
