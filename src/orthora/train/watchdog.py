@@ -137,6 +137,8 @@ def write_events(out: Path, events: Sequence[dict[str, Any]]) -> None:
 def _forget(out: Path, since: int, lr_scale: float) -> None:
     """Delete checkpoints from ``since`` on that another learning rate led to."""
     for path in (out / "checkpoints").glob(f"checkpoint-*/{checkpoints.MARKER}"):
+        if checkpoints.damage(path.parent):
+            continue  # it is passed over by itself
         marker = json.loads(path.read_text(encoding="utf-8"))
         if marker["step"] >= since and marker["lr_scale"] != lr_scale:
             shutil.rmtree(path.parent)
