@@ -67,3 +67,15 @@ def test_an_adapter_of_another_base_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="holds no adapter"):
         orthora.evaluate(SMALL | {"adapter": str(folder)})
+
+
+def test_a_response_may_be_as_long_as_the_positions_leave_and_the_file_says_how_long(tmp_path):
+    out = tmp_path / "scores.json"
+    config = {k: v for k, v in SMALL.items() if k != "max_response_tokens"}
+    left_out = orthora.evaluate(config | {"out": str(out)})
+    limit = json.loads(out.read_text())["config"]["max_response_tokens"]
+    longest = max(len(p.prompt) for p in arithmetic.problems("test", 24))
+    assert 256 - longest - 5 <= limit < 256
+    assert left_out == orthora.evaluate(config | {"max_response_tokens": limit})
+    with pytest.raises(ValueError, match="positions"):
+        orthora.evaluate(config | {"max_response_tokens": 256})

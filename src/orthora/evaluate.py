@@ -18,6 +18,8 @@ from orthora.store import write_json
 from orthora.tasks import load_problems
 from orthora.types import Problem
 
+_USUAL = 2048  # tokens of a response, at most
+
 
 @dataclass(frozen=True)
 class EvalResult:
@@ -70,8 +72,12 @@ def evaluate(config: EvalConfig | dict[str, Any] | str | Path) -> EvalResult:
     model = models.load_model(config.model, config.dtype, device)
     if config.adapter:
         model = models.load_adapter(model, config.adapter)
+    limit = config.max_response_tokens or _room(
+        model, tokenizer, problems, plain=config.plain_prompts
+    )
+    config = config.model_copy(update={"max_response_tokens": limit})
     how = Sampling(
-        max_tokens=config.max_response_tokens,
+        max_tokens=limit,
         temperature=config.temperature,
         top_p=config.top_p,
         batch=config.batch,
@@ -90,6 +96,17 @@ def evaluate(config: EvalConfig | dict[str, Any] | str | Path) -> EvalResult:
     if config.out:
         write_json(config.out, {"config": config.model_dump(mode="json"), **asdict(result)})
     return result
+
+
+def _room(model: Any, tokenizer: Any, problems: list[Problem], *, plain: bool) -> int:
+    """Tokens for a response: 2048, or what the longest prompt leaves of the model's positions."""
+    from orthora.models import prompt_ids
+
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if not positions:
+        return _USUAL
+    longest = max((len(prompt_ids(p, tokenizer, plain=plain)) for p in problems), default=0)
+    return max(1, min(_USUAL, positions - longest))
 
 
 def eval_problems(config: EvalConfig) -> list[Problem]:

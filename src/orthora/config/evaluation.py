@@ -36,8 +36,8 @@ class EvalConfig(Strict):
     """0 is greedy, with one sample."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus."""
-    max_response_tokens: int = Field(2048, ge=1)
-    """Longer responses are cut, and counted."""
+    max_response_tokens: int | None = Field(None, ge=1)
+    """Longer responses are cut, and counted; left out, 2048 or what the model's positions leave."""
     batch: int = Field(256, ge=1)
     """Responses generated at once."""
     reward_rule: Literal["robust", "dapo"] = "robust"
