@@ -114,6 +114,7 @@ def test_one_process_writes_and_speaks(two):
     assert result["evaluation"]["problems"] == 8
 
 
+@pytest.mark.slow
 def test_a_second_run_on_two_processes_is_bit_equal(two, tmp_path):
     assert torchrun(tmp_path / "run", "--processes", "2").returncode == 0
     assert values_of(tmp_path / "run") == values_of(two[0])
@@ -131,6 +132,7 @@ def reward(response, answer):
 """
 
 
+@pytest.mark.slow
 def test_when_a_process_dies_the_others_end_and_the_run_resumes_bit_equal(tmp_path):
     path = tmp_path / "bomb.py"
     path.write_text(BOMB.format(act="os.kill(os.getpid(), signal.SIGKILL)"))
