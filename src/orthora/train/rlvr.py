@@ -78,17 +78,17 @@ def train(
     device = models.pick_device(config.device)
     world = join(device, config.processes)
     out = Path(config.out)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     probes: list[dict[str, Any]] = []
-    with world.together():
-        if world.main and not resume:
-            _refuse_used(out)  # before the work of a probe
-        config, probes = matched(config, world, out, resume=resume)
     with world.together():
         if world.main:
             _check_writable(out)
-            _check_resume(config, out) if resume else _refuse_used(out)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+            if not resume:
+                _refuse_used(out)
+        config, probes = matched(config, world, out, resume=resume)
+        if world.main and resume:
+            _check_resume(config, out)
     parts = load_parts(config, reward, device)
     checkpoint = None
     with world.together():
