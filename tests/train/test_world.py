@@ -152,7 +152,7 @@ def test_when_a_process_dies_the_others_end_and_the_run_resumes_bit_equal(tmp_pa
 
 
 BOMB_IN_BACKWARD = """
-import os, signal, sys, torch
+import os, signal, sys, time, torch
 sys.argv = ["orthora", *sys.argv[1:]]
 from orthora.train.trainer import RLVRTrainer
 
@@ -160,8 +160,11 @@ real = RLVRTrainer.compute_loss
 
 def bombed(self, *args, **kwargs):
     loss = real(self, *args, **kwargs)
-    if self.state.global_step == 3 and os.environ["RANK"] == "1":
-        {act}
+    if self.state.global_step == 3:
+        if os.environ["RANK"] == "1":
+            {act}
+        else:
+            {meanwhile}
     return loss
 
 RLVRTrainer.compute_loss = bombed
@@ -170,18 +173,27 @@ sys.exit(main())
 """
 
 
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
 @pytest.mark.parametrize(
-    ("act", "reason"),
+    ("act", "meanwhile", "reason"),
     [
-        ("os.kill(os.getpid(), signal.SIGKILL)", "another process of the run is gone .*--resume"),
-        ("loss = loss * torch.nan", "the loss or its gradient is not finite after 3 updates"),
+        # The backend and torchrun both see it; the first of them ends us.
+        (KILL, "pass", "another process (of the run )?is gone.*--resume"),
+        (KILL, "time.sleep(60)", r"terminated \(SIGTERM.*another process is gone.*--resume"),
+        (
+            "loss = loss * torch.nan",
+            "pass",
+            "the loss or its gradient is not finite after 3 updates",
+        ),
     ],
-    ids=["killed", "nan"],
+    ids=["killed", "killed unnoticed", "nan"],
 )
-def test_what_goes_wrong_inside_an_update_is_one_line_too(act, reason, tmp_path):
+def test_what_goes_wrong_inside_an_update_is_one_line_too(act, meanwhile, reason, tmp_path):
     """Gradients are summed over processes outside our own calls."""
     script, out = tmp_path / "bombed.py", tmp_path / "run"
-    script.write_text(BOMB_IN_BACKWARD.format(act=act))
+    script.write_text(BOMB_IN_BACKWARD.format(act=act, meanwhile=meanwhile))
     done = torchrun(out, program=(str(script),), eval_problems=0)
     assert done.returncode != 0
     assert re.search(reason, json.loads((out / "result.json").read_text())["reason"])

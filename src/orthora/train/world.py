@@ -166,7 +166,9 @@ def terminable() -> Iterator[None]:
 
     def interrupt(*_: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-        raise KeyboardInterrupt("terminated (SIGTERM); go on with --resume")
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        who = ", as launchers do where another process is gone" if several else ""
+        raise KeyboardInterrupt(f"terminated (SIGTERM{who}); go on with --resume")
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
