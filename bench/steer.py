@@ -147,8 +147,8 @@ def _short(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) and math.isfinite(value) else value
 
 
-def work(name: str, seeds: int, until: float) -> None:
-    """Take runs from the list until there are none or the time is over."""
+def work(name: str, seeds: int, part: str, until: float) -> None:
+    """Take runs whose names have a part from the list, until there are none or time is over."""
     from orthora.quiet import quiet_libraries
 
     quiet_libraries()
@@ -159,7 +159,7 @@ def work(name: str, seeds: int, until: float) -> None:
         if time.time() > until:
             return
         claim = claims / run["name"].replace("/", "_").replace(" ", "_")
-        if run["name"] in done(file) or not _claimed(claim):
+        if part not in run["name"] or run["name"] in done(file) or not _claimed(claim):
             continue
         try:
             record = train(run)
@@ -202,6 +202,7 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "summary"])
     parser.add_argument("--grid", choices=["evidence", "rules"], default="evidence")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--part", default="", help="of the names of the runs, e.g. fixed/")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=600)
     options = parser.parse_args()
@@ -213,7 +214,7 @@ def main() -> None:
         return
     until = time.time() + 60 * options.minutes
     context = multiprocessing.get_context("spawn")
-    arguments = (options.grid, options.seeds, until)
+    arguments = (options.grid, options.seeds, options.part, until)
     workers = [context.Process(target=work, args=arguments) for _ in range(options.workers)]
     for worker in workers:
         worker.start()

@@ -3,6 +3,7 @@
 import itertools
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,11 +15,15 @@ from orthora.train.batches import collate, deal, share_pays
 from orthora.train.losses import Objective
 from orthora.train.rollouts import Row
 from orthora.train.scoring import Scorer
-from orthora.train.updates import Shape, passes_per_update, plan_updates
+from orthora.train.updates import Shape, flat, passes_per_update, plan_updates
 
 PAD = 0
 LAYOUTS = [False, True]
 SHARING = ["qwen2", "qwen2-tied", "qwen3", "llama", "gemma", "gpt2", "phi3", "qwen3_moe", "mixtral"]
+OBJECTIVE = Objective(
+    loss="dapo", ratio="token", clip_low=0.2, clip_high=0.2, dual_clip=None, beta=0.0,
+    entropy_bonus=0.0, max_tokens=9,
+)  # fmt: skip
 WINDOWED = ["mistral", "gemma2", "gemma3"]
 
 
@@ -249,14 +254,10 @@ def test_rows_of_like_length_share_a_micro_batch():
 @pytest.mark.parametrize("groups", [8, 7, 4])
 def test_a_plan_holds_every_row_once_per_epoch_with_its_mini_batchs_divisor(shared, size, groups):
     """Groups of three rows of two tokens; a rollout that is not full has smaller mini-batches."""
-    objective = Objective(
-        loss="dapo", ratio="token", clip_low=0.2, clip_high=0.2, dual_clip=None, beta=0.0,
-        entropy_bonus=0.0, max_tokens=9,
-    )  # fmt: skip
     rows = some_rows([[2, 2, 2]] * groups)
     passes = passes_per_update(2, 3, 4, size)
     plans = [
-        plan_updates(rows, objective, Shape(3, 4, 2, passes, 4, rank, size), shared=shared)
+        plan_updates(rows, OBJECTIVE, Shape(3, 4, 2, passes, 4, rank, size), shared=shared)
         for rank in range(size)
     ]
     for update in range(4):
@@ -272,8 +273,42 @@ def test_a_plan_holds_every_row_once_per_epoch_with_its_mini_batchs_divisor(shar
         assert sorted(row.group for row in inside) == [g for g in expected for _ in range(3)]
         assert divisors == {2.0 * len(inside)}
     assert sum(len(plan.rows) for plan in plans) == len(rows)
-    whole = plans[0].first(1.0)
-    assert whole == plans[0].once
-    assert plans[0].first(0.25) == plans[0].mini_batches[0]
-    assert plans[0].first(0.01) == plans[0].mini_batches[0]
-    assert plans[0].first(0.0) == []
+
+
+@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_sample_is_of_whole_groups_spread_over_the_mini_batches(shared, size, even):
+    """Over all processes; on each of the rows that it scored itself, in passes as many as fit."""
+    rows = some_rows([[2, 3, 1]] * 16)
+    passes = passes_per_update(4, 3, 4, size)
+    plans = [
+        plan_updates(rows, OBJECTIVE, Shape(3, 4, 1, passes, 4, rank, size, even), shared=shared)
+        for rank in range(size)
+    ]
+    times = dict.fromkeys(range(16), 0)
+    for step in range(1, 65):
+        sampled = [plan.sample(0.25, step) for plan in plans]
+        for plan, micros in zip(plans, sampled, strict=True):
+            assert {id(row) for row in flat(micros)} <= {id(row) for row in plan.rows}
+            assert all(len(micro) <= 4 for micro in micros)
+            assert even or all(micros)
+        groups = sorted(row.group for micros in sampled for row in flat(micros))
+        assert groups[::3] == groups[1::3] == groups[2::3]
+        assert [group // 4 for group in groups[::3]] == [0, 1, 2, 3]  # one of each mini-batch
+        for group in groups[::3]:
+            times[group] += 1
+        if even:
+            assert len({len(micros) for micros in sampled}) == 1  # all must call the model alike
+    assert set(times.values()) <= {15, 16, 17}
+    assert plans[0].sample(1.0, 5) == plans[0].once
+    assert plans[0].sample(0.0, 5) == []
+    assert len({row.group for plan in plans for row in flat(plan.sample(0.001, 5))}) == 1
+
+
+def test_a_sample_leaves_groups_of_an_older_policy_out():
+    rows = [replace(row, fresh=row.group % 2 == 1) for row in some_rows([[2, 2]] * 8)]
+    plan = plan_updates(rows, OBJECTIVE, Shape(2, 2, 1, 4, 4), shared=False)
+    assert sorted({row.group for row in flat(plan.sample(0.5, 3))}) in ([1, 5], [3, 7])
+    old = [replace(row, fresh=False) for row in rows]
+    assert plan_updates(old, OBJECTIVE, Shape(2, 2, 1, 4, 4), shared=False).sample(0.5, 3) == []

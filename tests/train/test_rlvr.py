@@ -11,9 +11,7 @@ from safetensors.torch import load_file, save_file
 import orthora
 from orthora.config import read_toml
 from orthora.train import trainer
-from orthora.train.measure import kl_sums
 from orthora.train.rewards import own_judge
-from orthora.train.rollouts import Row
 from orthora.train.updates import plan_updates
 
 SMALL = {
@@ -41,31 +39,6 @@ def values_of(folder):
     return [
         {k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows_of(folder)
     ]
-
-
-def rows(old, new, reference=None):
-    one = Row(0, (1,), torch.zeros(len(old), dtype=torch.int32), old, None, reference, 0.0, True)
-    return kl_sums([one], [new])
-
-
-def test_kl_estimators_agree_with_enumeration_and_k1_k3_are_unbiased():
-    torch.manual_seed(0)
-    p, q = torch.randn(7).log_softmax(0), torch.randn(7).log_softmax(0)
-    exact = float((p.exp() * (p - q)).sum())
-    # Every token with its probability as a weight is the expectation; repeats stand for weights.
-    counts = (p.exp() * 100_000).round().long()
-    tokens = torch.repeat_interleave(torch.arange(7), counts)
-    sums = rows(p[tokens], q[tokens], q[tokens])
-    for name in ("update_k1", "update_k3", "base_k1", "base_k3"):
-        assert sums[name] / sums["tokens"] == pytest.approx(exact, rel=1e-3)
-
-
-def test_kl_sums_by_hand():
-    sums = rows(torch.zeros(2), torch.tensor([0.5, 0.0]))
-    assert sums["tokens"] == 2
-    assert sums["update_k1"] == pytest.approx(-0.5)
-    assert sums["update_k3"] == pytest.approx(math.expm1(0.5) - 0.5)
-    assert sums["base_k1"] == sums["base_k3"] == 0.0
 
 
 @pytest.mark.parametrize("method", orthora.methods("initialisation"))

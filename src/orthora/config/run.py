@@ -186,9 +186,11 @@ class TrainConfig(Strict):
     """CPU threads of each process; 0 leaves PyTorch's choice."""
     gradient_checkpointing: bool = False
     """Trade time for memory."""
+    kl_update_share: float = Field(1.0, ge=0, le=1)
+    """Share of a rollout's groups on which the KL of its updates is measured; 0 is none."""
     kl_base_share: float = Field(0.25, ge=0, le=1)
-    """Share of a rollout's mini-batches on which the KL to the base is measured; 0 is none. With
-    beta > 0 it is all of them."""
+    """Share of a rollout's groups on which the KL to the base is measured; 0 is none. With beta > 0
+    it is all of them."""
     geometry: bool = True
     """Measure at every step how far and where the weights moved, for adapters whose update is a
     product of factors."""
@@ -294,11 +296,22 @@ class TrainConfig(Strict):
     def _check_unused(self) -> None:
         """A setting that would be passed over in silence."""
         optimizer = compose(self.method).optimizer
+        unmeasured = [
+            text
+            for text in self.watch
+            if text.strip() != "default"
+            and any(rule.metric.startswith("kl_update_") for rule in parse_rule(text))
+        ]
         for wrong, key, remedy in (
             (self.task != "file" and self.data, "data", "task 'file'"),
             (self.task != "file" and self.eval_data, "eval_data", "task 'file'"),
             (self.eval_base and not self.eval_problems, "eval_base", "eval_problems"),
             (self.vllm_url and self.engine != "vllm", "vllm_url", "engine 'vllm'"),
+            (
+                unmeasured and not self.kl_update_share,
+                f"watch rule {unmeasured[:1]}",
+                "kl_update_share above 0",
+            ),
             (
                 "lora_plus_ratio" in self.model_fields_set
                 and self.lora_plus_ratio != _PLUS
@@ -331,6 +344,11 @@ class TrainConfig(Strict):
         if self.min_lr_ratio:
             raise ValueError(
                 "min_lr_ratio is the cosine schedule's floor; adaptive-kl has kl_target_floor"
+            )
+        if not self.kl_update_share:
+            raise ValueError(
+                "schedule 'adaptive-kl' steers by the KL of the updates; set kl_update_share above "
+                "0, e.g. 0.25"
             )
         if 0 < self.kl_undo <= 2:
             raise ValueError(

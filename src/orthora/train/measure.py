@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from orthora.train.sharding import norms
 from orthora.train.world import World
 
 
-def kl_sums(rows: Sequence[Row], after: Sequence[Tensor]) -> dict[str, float]:
-    """Sums over tokens for the KL of the update and to the base, and how many tokens these are.
+def kl_sums(name: str, rows: Sequence[Row], other: Sequence[Tensor]) -> dict[str, float]:
+    """Sums over tokens for the KL of the rollout's policy to another, and how many tokens.
 
     KL(rollout policy || other), in nats: k1 sums ``-d``: unbiased, noisy, can be negative. k3 sums
     ``exp(d) - 1 - d`` with ``d = other - sampled``: unbiased, never negative (Schulman 2020). The
@@ -26,23 +26,24 @@ def kl_sums(rows: Sequence[Row], after: Sequence[Tensor]) -> dict[str, float]:
     policy drew are left out.
 
     Args:
+        name: of the other policy, in the keys.
         rows: of this process.
-        after: log-probabilities (t,) of each row's tokens after the updates.
+        other: log-probabilities (t,) of each row's tokens under the other policy.
     """
-    sums = {"tokens": 0.0, "base_tokens": 0.0}
-    sums |= {f"{policy}_{k}": 0.0 for policy in ("update", "base") for k in ("k1", "k3")}
-    for row, new in zip(rows, after, strict=True):
+    sums = {"tokens": 0.0, "k1": 0.0, "k3": 0.0}
+    for d in _differences(rows, other):
+        sums["tokens"] += len(d)
+        sums["k1"] -= float(d.sum())
+        sums["k3"] += float((torch.expm1(d) - d).sum())
+    return {f"{name}_{key}": value for key, value in sums.items()}
+
+
+def _differences(rows: Sequence[Row], other: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Log-probabilities under the other policy less the rollout policy's, in float64."""
+    for row, values in zip(rows, other, strict=True):
         assert row.old is not None, "a rollout is scored"
-        if not row.fresh:
-            continue
-        sums["tokens"] += len(row.ids)
-        sums["base_tokens"] += 0 if row.reference is None else len(row.ids)
-        for name, other in (("update", new), ("base", row.reference)):
-            if other is not None:
-                d = other.double() - row.old.double()
-                sums[f"{name}_k1"] -= float(d.sum())
-                sums[f"{name}_k3"] += float((torch.expm1(d) - d).sum())
-    return sums
+        if row.fresh:
+            yield values.double() - row.old.double()
 
 
 def kl_quantiles(rows: Sequence[Row], after: Sequence[Tensor], world: World) -> dict[str, float]:
@@ -50,8 +51,7 @@ def kl_quantiles(rows: Sequence[Row], after: Sequence[Tensor], world: World) -> 
 
     On several processes each hands over at most 4096 of its order statistics with their weight.
     """
-    parts = [new.double() - row.old.double() for row, new in zip(rows, after, strict=True)
-             if row.fresh and row.old is not None]  # fmt: skip
+    parts = list(_differences(rows, after))
     d = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
     values = (torch.expm1(d) - d).sort().values
     if world.size > 1:
@@ -86,13 +86,13 @@ def token_means(sums: dict[str, float], *, updates: int) -> dict[str, float | No
     """A step's loss, KL, entropy and clip fractions from sums over all processes.
 
     Args:
-        sums: of `kl_sums` and `Tally.sums`.
+        sums: of `kl_sums` (of ``update`` and of ``base``) and `Tally.sums`.
         updates: optimizer updates, over which the loss is averaged.
     """
     scored = max(sums["scored"], 1.0)
-    means = {"update": sums["tokens"], "base": sums["base_tokens"]}
     row: dict[str, float | None] = {"loss": sums["loss"] / updates}
-    for name, tokens in means.items():
+    for name in ("update", "base"):
+        tokens = sums[f"{name}_tokens"]
         for k in ("k1", "k3"):
             row[f"kl_{name}_{k}"] = sums[f"{name}_{k}"] / tokens if tokens else None
     row["entropy"] = sums["entropy"] / scored

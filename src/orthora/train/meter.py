@@ -27,6 +27,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.tally, self.gradients = Tally(), Gradients()
+        self._to_base = kl_sums("base", (), ())
         self.rate = 0.0
         self._started = time.perf_counter()
         self._clock: dict[str, float] = {}
@@ -37,6 +38,10 @@ class Meter:
         started = time.perf_counter()
         yield
         self._clock[phase] = self._clock.get(phase, 0.0) + time.perf_counter() - started
+
+    def read_base(self, rows: Sequence[Row], references: Sequence[Tensor]) -> None:
+        """Take what rows of this process score under the base, once a step."""
+        self._to_base = kl_sums("base", rows, references)
 
     def row(
         self,
@@ -53,14 +58,14 @@ class Meter:
 
         Args:
             rollout: that was trained on.
-            rows: of this process.
-            after: log-probabilities (t,) of each row's tokens after the updates.
+            rows: of this process, on which the KL of the updates is measured.
+            after: log-probabilities (t,) of each one's tokens after the updates.
             world: the processes; all must call this.
             updates: of the step.
             compares: the first update scored what the sampler had scored.
             recomputes: the trainer scored the rollout once more before the updates.
         """
-        mine = kl_sums(rows, after) | self.tally.sums()
+        mine = kl_sums("update", rows, after) | self._to_base | self.tally.sums()
         everybody = world.gather((mine, self.tally.gap))
         sums = {key: sum(part[key] for part, _ in everybody) for key in mine}
         largest = max(gap for _, gap in everybody)

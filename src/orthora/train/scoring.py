@@ -104,6 +104,8 @@ class Scorer:
         Returns:
             One tensor per row, in their order.
         """
+        if not micro_batches:
+            return []
         model = self._model
         found: list[Tensor] = []
         training = model.training

@@ -35,7 +35,7 @@ from orthora.train.scoring import Scorer
 from orthora.train.settings import grpo_config, objective_of, rules_of, updates_per_step
 from orthora.train.sharding import check_sharded
 from orthora.train.steering import Steering
-from orthora.train.updates import Plan, Shape, plan_updates
+from orthora.train.updates import Plan, Shape, flat, plan_updates
 from orthora.train.world import World, check_engine
 
 Metrics = dict[str, Any]
@@ -87,17 +87,8 @@ class RLVRTrainer(GRPOTrainer):
             world=world,
         )
         self._pad: int = parts.tokenizer.pad_token_id
-        self._plan = Plan([], [], False)
-        self._shape = Shape(
-            group_size=config.group_size,
-            updates=config.prompts_per_step // config.mini_batch_prompts,
-            epochs=config.update_epochs,
-            passes=args.gradient_accumulation_steps,
-            micro_batch=config.micro_batch,
-            rank=world.rank,
-            size=world.size,
-            even=self._sharded,
-        )
+        self._plan = Plan([], [], False, (), _shape(config, args, world, even=self._sharded))
+        self._step_number = 0
         self._position = 0
         self.steering = Steering(config)
         self.lr_scale, self.saved_scale = lr_scale, 1.0
@@ -182,6 +173,7 @@ class RLVRTrainer(GRPOTrainer):
     def _start_step(self) -> None:
         """Roll out, and lay out the passes of all updates."""
         self._meter = Meter()
+        self._step_number = self.state.global_step // self.updates_per_step + 1
         config = self._config
         self.steering.begin(self.policy, self.optimizer)
         if self.geometry:
@@ -195,7 +187,7 @@ class RLVRTrainer(GRPOTrainer):
         )
         with self._meter.timed("kl"):
             shared = self._scorer.shares(rows)
-            self._plan = plan_updates(rows, self._objective, self._shape, shared=shared)
+            self._plan = plan_updates(rows, self._objective, self._plan.shape, shared=shared)
             self._score_beforehand(self._plan)
         self._position = 0
 
@@ -218,23 +210,26 @@ class RLVRTrainer(GRPOTrainer):
                     known = ~row.sampled.isnan()
                     self._meter.tally.widen(gap(values, row.sampled.nan_to_num(0.0), known))
         share = 1.0 if self._config.beta else self._config.kl_base_share
-        chosen = plan.first(share)
+        chosen = plan.sample(share, self._step_number)
         if chosen:
             with base_policy(self.policy):
                 references = self._scorer.logps(chosen, shared=plan.shared, fold=False)
-            rows = (row for micro in chosen for row in micro)
-            for row, values in zip(rows, references, strict=True):
-                row.reference = values
+            rows = flat(chosen)
+            self._meter.read_base(rows, references)
+            if self._config.beta:
+                for row, values in zip(rows, references, strict=True):
+                    row.reference = values
 
     def finish_step(self) -> None:
         """Measure the step that just ended, steer by it, and hand its row over."""
         meter = self._meter
         with meter.timed("kl"):
-            after = self._scorer.logps(self._plan.once, shared=self._plan.shared)
-        row: Metrics = {"step": self.state.global_step // self.updates_per_step}
+            chosen = self._plan.sample(self._config.kl_update_share, self._step_number)
+            after = self._scorer.logps(chosen, shared=self._plan.shared)
+        row: Metrics = {"step": self._step_number}
         row |= meter.row(
             self._rollout,
-            self._plan.rows,
+            flat(chosen),
             after,
             self._world,
             updates=self.updates_per_step,
@@ -307,6 +302,19 @@ class RLVRTrainer(GRPOTrainer):
         else:
             marker = checkpoints.restore_position(self, resume_from_checkpoint)
             checkpoints.restore_tensors(self, resume_from_checkpoint, marker)
+
+
+def _shape(config: TrainConfig, args: Any, world: World, *, even: bool) -> Shape:
+    return Shape(
+        group_size=config.group_size,
+        updates=config.prompts_per_step // config.mini_batch_prompts,
+        epochs=config.update_epochs,
+        passes=args.gradient_accumulation_steps,
+        micro_batch=config.micro_batch,
+        rank=world.rank,
+        size=world.size,
+        even=even,
+    )
 
 
 def _unused_reward(**_: Any) -> list[float | None]:

@@ -9,6 +9,8 @@ from orthora.train.batches import deal
 from orthora.train.losses import Objective, normaliser
 from orthora.train.rollouts import Row
 
+_GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples fill the unit interval evenly
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -45,11 +47,15 @@ class Plan:
             updates, of every epoch.
         mini_batches: their micro-batches, each row once; without empty ones, but for `Shape.even`.
         shared: a group's rows stand together in a micro-batch and share their prompt.
+        groups: numbers of the rollout's groups, on all processes, that the policy itself drew.
+        shape: how updates were cut.
     """
 
     passes: list[tuple[list[Row], float]]
     mini_batches: list[list[list[Row]]]
     shared: bool
+    groups: tuple[int, ...]
+    shape: Shape
 
     @property
     def once(self) -> list[list[Row]]:
@@ -59,15 +65,40 @@ class Plan:
     @property
     def rows(self) -> list[Row]:
         """This process's rows, each once, in the order of `once`."""
-        return [row for micro in self.once for row in micro]
+        return flat(self.once)
 
-    def first(self, share: float) -> list[list[Row]]:
-        """Micro-batches of the first mini-batches: ``share`` of all of them, at least one.
+    def sample(self, share: float, step: int) -> list[list[Row]]:
+        """This process's micro-batches of a share of the groups: of every fourth, for a quarter.
 
-        Whole mini-batches, which are drawn like the others: inside one, rows are sorted by length.
+        A systematic sample: all mini-batches are in it alike. Where it begins moves from step to
+        step, so that no place is left out for good.
+
+        Args:
+            share: of the groups, in [0, 1]; above 0 it is at least one.
+            step: number of the training step.
         """
-        count = max(1, round(share * len(self.mini_batches))) if share else 0
-        return [micro for part in self.mini_batches[:count] for micro in part]
+        if share >= 1:
+            return self.once
+        if not share:
+            return []
+        count = max(1, round(share * len(self.groups)))
+        chosen = {self.groups[i] for i in spread(len(self.groups), count, step)}
+        if self.shape.even:
+            return [[row for row in micro if row.group in chosen] for micro in self.once]
+        rows = [row for row in self.rows if row.group in chosen]
+        dealt = deal(rows, 1, 0, self.shape.micro_batch, together=self.shared) if rows else []
+        return [[rows[i] for i in micro] for micro in dealt]
+
+
+def spread(total: int, count: int, step: int) -> list[int]:
+    """``count`` of ``range(total)`` at equal distances, from a place that moves with the step."""
+    begin = step * _GOLDEN % 1.0
+    return sorted({int((i + begin) * total / count) for i in range(min(count, total))})
+
+
+def flat(micro_batches: Sequence[Sequence[Row]]) -> list[Row]:
+    """The rows of micro-batches, in order."""
+    return [row for micro in micro_batches for row in micro]
 
 
 def plan_updates(rows: Sequence[Row], objective: Objective, shape: Shape, *, shared: bool) -> Plan:
@@ -95,7 +126,8 @@ def plan_updates(rows: Sequence[Row], objective: Objective, shape: Shape, *, sha
         micros = [[part[i] for i in micro] for micro in dealt]
         passes += [(micro, divisor) for micro in micros]
         mini_batches.append([micro for micro in micros if micro or shape.even])
-    return Plan(passes * shape.epochs, mini_batches, shared)
+    drawn = tuple(dict.fromkeys(row.group for row in rows if row.fresh))
+    return Plan(passes * shape.epochs, mini_batches, shared, drawn, shape)
 
 
 def passes_per_update(mini_batch_prompts: int, group_size: int, micro_batch: int, size: int) -> int:
