@@ -54,6 +54,8 @@ KEPT = (  # of every step's row, for the watchdog's evidence
     "grad_norm",
     "grad_norm_max",
     "undone",
+    "update_norm",
+    "head_energy",
 )
 
 Run = dict[str, Any]
@@ -68,6 +70,9 @@ def grid(name: str, seeds: int) -> Iterator[Run]:
             "sqrt-rough": {"kl_smoothing": 0.0},
             "step": {"kl_rule": "step", "kl_max_change": 1.5},
             "keep": {"kl_undo": 0.0},
+            "whole": {"kl_update_share": 1.0},
+            "half": {"kl_update_share": 0.5},
+            "quarter": {"kl_update_share": 0.25},
         }
         for seed in range(1000, 1000 + seeds):
             for method in ("lora", "pissa", "rlmo"):
@@ -116,20 +121,23 @@ def train(run: Run) -> Run:
         parts = load_parts(config, None, "cpu")
         held_out = {s: arithmetic.problems(s, PROBLEMS) for s in ("validation", "test")}
 
+        def measured() -> dict[str, Any]:
+            how = Sampling(max_tokens=config.max_response_tokens)
+            with folded(parts.model) if folds_exactly(parts.model) else torch.no_grad():
+                found = {
+                    split: score(parts.model, parts.tokenizer, problems, how, SAMPLES)
+                    for split, problems in held_out.items()
+                }
+            return {split: result.pass_at_1 for split, result in found.items()} | {
+                "interval": found["test"].interval,
+                "pass_at_4": found["test"].pass_at_k["4"],
+                "length": found["test"].mean_length,
+            }
+
         def on_step(row: Metrics) -> None:
             rows.append(row)
             if row["step"] in MARKS:
-                how = Sampling(max_tokens=config.max_response_tokens)
-                with folded(parts.model) if folds_exactly(parts.model) else torch.no_grad():
-                    found = {
-                        split: score(parts.model, parts.tokenizer, problems, how, SAMPLES)
-                        for split, problems in held_out.items()
-                    }
-                scores[str(row["step"])] = {s: r.pass_at_1 for s, r in found.items()} | {
-                    "interval": found["test"].interval,
-                    "pass_at_4": found["test"].pass_at_k["4"],
-                    "length": found["test"].mean_length,
-                }
+                scores[str(row["step"])] = measured()
 
         trainer = RLVRTrainer(config, parts, World(), Path(folder) / "checkpoints", on_step)
         failure = None
@@ -137,6 +145,8 @@ def train(run: Run) -> Run:
             trainer.train()
         except ValueError as error:  # no signal left, or a loss that is not finite: an outcome
             failure = str(error)
+            missing = {str(mark) for mark in MARKS if mark <= config.steps} - scores.keys()
+            scores |= dict.fromkeys(sorted(missing), measured()) if missing else {}
     series = {key: [_short(row.get(key)) for row in rows] for key in KEPT}
     series = {k: v for k, v in series.items() if any(x is not None for x in v)}
     seconds = round(time.process_time() - started, 1)

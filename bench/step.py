@@ -124,9 +124,9 @@ class Stopwatch:
         self._phases, self._began = {}, time.process_time()
 
 
-def ours(case: Case, steps: int, out: str) -> tuple[Any, Stopwatch]:
+def ours(case: Case, steps: int, out: str, **changes: Any) -> tuple[Any, Stopwatch]:
     """Orthora's trainer, ready to run."""
-    config = case.config(out, steps)
+    config = TrainConfig(**(case.config(out, steps).model_dump() | changes))
     watch = Stopwatch()
     parts = load_parts(config, None, "cpu")
     trainer = RLVRTrainer(config, parts, World(), Path(out), lambda row: None)
@@ -203,7 +203,7 @@ def alternate(case: Case, steps: int) -> list[Row]:
             "orthora": ours(case, steps, f"{scratch}/ours"),
             "TRL + PEFT": stock(case, steps, f"{scratch}/stock"),
         }
-        _interleave([(trainer, watch) for trainer, watch in runs.values()])
+        interleave([(trainer, watch) for trainer, watch in runs.values()])
     rows = []
     for name, (_, watch) in runs.items():
         kept = watch.steps[1:]
@@ -219,7 +219,7 @@ def alternate(case: Case, steps: int) -> list[Row]:
     return rows
 
 
-def _interleave(runs: list[tuple[Any, Stopwatch]]) -> None:
+def interleave(runs: list[tuple[Any, Stopwatch]]) -> None:
     """Run trainers step by step in turn, each in a thread that waits for its turn."""
     turns = [threading.Semaphore(0) for _ in runs]
     failures: list[BaseException] = []

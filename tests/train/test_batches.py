@@ -15,7 +15,7 @@ from orthora.train.batches import collate, deal, share_pays
 from orthora.train.losses import Objective
 from orthora.train.rollouts import Row
 from orthora.train.scoring import Scorer
-from orthora.train.updates import Shape, flat, passes_per_update, plan_updates
+from orthora.train.updates import Shape, passes_per_update, plan_updates
 
 PAD = 0
 LAYOUTS = [False, True]
@@ -278,37 +278,62 @@ def test_a_plan_holds_every_row_once_per_epoch_with_its_mini_batchs_divisor(shar
 @pytest.mark.parametrize("even", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_a_sample_is_of_whole_groups_spread_over_the_mini_batches(shared, size, even):
-    """Over all processes; on each of the rows that it scored itself, in passes as many as fit."""
-    rows = some_rows([[2, 3, 1]] * 16)
-    passes = passes_per_update(4, 3, 4, size)
-    plans = [
-        plan_updates(rows, OBJECTIVE, Shape(3, 4, 1, passes, 4, rank, size, even), shared=shared)
-        for rank in range(size)
+def test_a_sample_is_the_same_however_many_processes_there_are(shared, size, even):
+    """On each of the rows that it scored itself, in passes as many as fit; all tokens known."""
+    rows = some_rows([[2, 3, 1, 4], [5, 2, 2, 2]] * 4)
+    passes = passes_per_update(2, 4, 3, size)
+    alone, *plans = [
+        plan_updates(rows, OBJECTIVE, Shape(4, 4, 1, 8, 3, rank, of, even), shared=shared)
+        for rank, of in [(0, 1), *((rank, size) for rank in range(size))]
     ]
-    times = dict.fromkeys(range(16), 0)
-    for step in range(1, 65):
-        sampled = [plan.sample(0.25, step) for plan in plans]
-        for plan, micros in zip(plans, sampled, strict=True):
-            assert {id(row) for row in flat(micros)} <= {id(row) for row in plan.rows}
-            assert all(len(micro) <= 4 for micro in micros)
-            assert even or all(micros)
-        groups = sorted(row.group for micros in sampled for row in flat(micros))
-        assert groups[::3] == groups[1::3] == groups[2::3]
-        assert [group // 4 for group in groups[::3]] == [0, 1, 2, 3]  # one of each mini-batch
-        for group in groups[::3]:
-            times[group] += 1
-        if even:
-            assert len({len(micros) for micros in sampled}) == 1  # all must call the model alike
-    assert set(times.values()) <= {15, 16, 17}
-    assert plans[0].sample(1.0, 5) == plans[0].once
-    assert plans[0].sample(0.0, 5) == []
-    assert len({row.group for plan in plans for row in flat(plan.sample(0.001, 5))}) == 1
+    assert passes <= 8
+    for step in range(1, 33):
+        whole = alone.sample(0.5, step)
+        expected = {id(r): w for r, w in zip(whole.rows, whole.weights, strict=True)}
+        assert len(expected) == 16
+        parts = [plan.sample(0.5, step) for plan in plans]
+        found = {}
+        for plan, part in zip(plans, parts, strict=True):
+            assert {id(row) for row in part.rows} <= {id(row) for row in plan.rows}
+            assert all(len(micro) <= 3 for micro in part.micro_batches)
+            assert even or all(part.micro_batches)
+            found |= {id(r): w for r, w in zip(part.rows, part.weights, strict=True)}
+        assert found == expected
+        assert sum(part.tokens for part in parts) == sum(len(row.ids) for row in rows)
+        if even:  # all must call the model alike
+            assert len({len(part.micro_batches) for part in parts}) == 1
+    everything = plans[0].sample(1.0, 5)
+    assert everything.micro_batches == plans[0].once
+    assert set(everything.weights) == {1.0}
+    nothing = plans[0].sample(0.0, 5)
+    assert (nothing.rows, nothing.tokens) == ([], 0)
+    assert sum(len(plan.sample(0.001, 5).rows) for plan in plans) == 1
+
+
+def test_surprising_responses_are_sampled_more_often():
+    rows = some_rows([[20, 20, 20, 20]] * 4)
+    for i, row in enumerate(rows):
+        row.old = torch.full((20,), -3.0 if i % 4 == 0 else -0.05)
+    plan = plan_updates(rows, OBJECTIVE, Shape(4, 1, 1, 4, 4), shared=False)
+    samples = [plan.sample(0.25, step) for step in range(1, 101)]
+    assert all(len(sample.rows) == 4 for sample in samples)
+    surprising = sum(float(row.old[0]) == -3.0 for sample in samples for row in sample.rows)
+    assert 360 <= surprising <= 380  # 92.5 % of 400: a tenth of every chance is even
+
+
+def test_rows_that_an_engine_did_not_score_are_sampled_evenly():
+    rows = [replace(row, old=None) for row in some_rows([[2, 9], [4, 1]] * 4)]
+    plan = plan_updates(rows, OBJECTIVE, Shape(2, 2, 1, 4, 4), shared=False)
+    assert plan.sample(0.5, 3).weights == pytest.approx([2.0] * 8)
 
 
 def test_a_sample_leaves_groups_of_an_older_policy_out():
     rows = [replace(row, fresh=row.group % 2 == 1) for row in some_rows([[2, 2]] * 8)]
     plan = plan_updates(rows, OBJECTIVE, Shape(2, 2, 1, 4, 4), shared=False)
-    assert sorted({row.group for row in flat(plan.sample(0.5, 3))}) in ([1, 5], [3, 7])
+    sample = plan.sample(0.5, 3)
+    assert len(sample.rows) == 4
+    assert all(row.fresh for row in sample.rows)
+    assert sample.tokens == plan.sample(1.0, 3).tokens == 16
     old = [replace(row, fresh=False) for row in rows]
-    assert plan_updates(old, OBJECTIVE, Shape(2, 2, 1, 4, 4), shared=False).sample(0.5, 3) == []
+    stale = plan_updates(old, OBJECTIVE, Shape(2, 2, 1, 4, 4), shared=False).sample(0.5, 3)
+    assert (stale.rows, stale.tokens) == ([], 0)

@@ -14,6 +14,7 @@ from orthora.config import read_toml
 from orthora.train.geometry import Geometry
 from orthora.train.measure import kl_quantiles
 from orthora.train.rollouts import Row
+from orthora.train.updates import Sample
 from orthora.train.world import World
 
 METHODS = ["lora", "rlpo", "pissa", "olora", "geora", "dct", "rlmo+rslora", "pissa+lora-plus"]
@@ -163,11 +164,29 @@ def test_quantiles_by_sorting_and_alike_over_processes():
     row = Row(0, (1,), torch.zeros(5001, dtype=torch.int32), old, None, None, 0.0, True)
     d = new.double() - old.double()
     k3 = (d.expm1() - d).sort().values
-    one = kl_quantiles([row], [new], World())
+    whole = Sample([[row]], [1.0], 5001)
+    one = kl_quantiles(whole, [new], World())
     assert one["kl_update_max"] == float(k3[-1])
     assert one["kl_update_p50"] == float(k3[2500])
     assert one["kl_update_p99"] == float(k3[math.ceil(0.99 * 5001) - 1])
-    two = kl_quantiles([row], [new], Two(0, 2))
+    two = kl_quantiles(whole, [new], Two(0, 2))
     for key, value in one.items():
         assert two[key] == pytest.approx(value, rel=0.02)
-    assert kl_quantiles([], [], World()) == {}
+    assert kl_quantiles(Sample([], [], 0), [], World()) == {}
+
+
+@pytest.mark.parametrize("world", [World(), Two(0, 2)])
+@pytest.mark.parametrize("length", [40, 6000])
+def test_quantiles_count_a_row_as_often_as_its_weight_says(world, length):
+    torch.manual_seed(1)
+    pairs = [(-torch.rand(length), -torch.rand(length)) for _ in range(2)]
+    rows = [
+        Row(0, (1,), torch.zeros(length, dtype=torch.int32), old, None, None, 0.0, True)
+        for old, _ in pairs
+    ]
+    weighted = Sample([rows], [1.0, 3.0], 4 * length)
+    repeated = Sample([[rows[0]], [rows[1]] * 3], [1.0] * 4, 4 * length)
+    one = kl_quantiles(weighted, [new for _, new in pairs], world)
+    other = kl_quantiles(repeated, [pairs[0][1], *[pairs[1][1]] * 3], World())
+    for key, value in other.items():
+        assert one[key] == pytest.approx(value, rel=0.02 if world.size > 1 else 1e-12)

@@ -1,9 +1,10 @@
-"""KL estimates against exact values, and on a share of a rollout's groups."""
+"""KL estimates against exact values, and on a share of a rollout's responses."""
 
 import itertools
 import json
 import math
 from contextlib import nullcontext
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from orthora.config import TrainConfig, build, read_toml
 from orthora.train.measure import kl_sums
 from orthora.train.rollouts import Row
 from orthora.train.scoring import Scorer
-from orthora.train.updates import spread
+from orthora.train.subsample import chances, start_of, systematic
+from orthora.train.updates import Sample
 
 
 def row(ids, old):
@@ -24,11 +26,17 @@ def row(ids, old):
 
 def test_kl_sums_by_hand():
     one = row([7, 8], torch.zeros(2))
-    sums = kl_sums("update", [one], [torch.tensor([0.5, 0.0])])
+    sums = kl_sums("update", Sample([[one]], [1.0], 2), [torch.tensor([0.5, 0.0])])
     assert sums["update_tokens"] == 2
     assert sums["update_k1"] == pytest.approx(-0.5)
     assert sums["update_k3"] == pytest.approx(math.expm1(0.5) - 0.5)
-    assert kl_sums("base", [], []) == {"base_tokens": 0.0, "base_k1": 0.0, "base_k3": 0.0}
+    tenfold = kl_sums("update", Sample([[one]], [10.0], 20), [torch.tensor([0.5, 0.0])])
+    assert tenfold == pytest.approx({key: 10 * value for key, value in sums.items()})
+    assert kl_sums("base", Sample([], [], 0), []) == {
+        "base_tokens": 0.0,
+        "base_k1": 0.0,
+        "base_k3": 0.0,
+    }
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
@@ -63,7 +71,7 @@ def test_estimators_are_the_exact_kl_in_expectation(kind):
     expected = {"k1": 0.0, "k3": 0.0}
     for one, p, q in zip(every, old, new, strict=True):
         one.old = p
-        sums = kl_sums("update", [one], [q])
+        sums = kl_sums("update", Sample([[one]], [1.0], 2), [q])
         for key in expected:
             expected[key] += math.exp(float(p.double().sum())) * sums[f"update_{key}"]
     assert expected["k1"] == pytest.approx(float(exact), rel=1e-4)
@@ -83,7 +91,7 @@ def metrics(tmp_path, name, **changes):
     return [json.loads(line) for line in lines]
 
 
-def test_a_share_of_the_groups_changes_the_measurement_and_nothing_else(tmp_path):
+def test_a_share_of_the_responses_changes_the_measurement_and_nothing_else(tmp_path):
     whole, half, none = (
         metrics(tmp_path, f"share-{share}", kl_update_share=share, kl_base_share=share)
         for share in (1.0, 0.5, 0.0)
@@ -93,20 +101,53 @@ def test_a_share_of_the_groups_changes_the_measurement_and_nothing_else(tmp_path
             assert all_of_it[key] == part[key] == nothing[key]
         for key in ("kl_update_k3", "kl_base_k3"):
             if all_of_it["step"] > 1 or "base" not in key:
-                assert 0 < part[key] != all_of_it[key]
-                assert all_of_it[key] / 4 < part[key] < all_of_it[key] * 4
+                assert part[key] != all_of_it[key]
+                assert part[key] == pytest.approx(all_of_it[key], rel=0.5)
             assert nothing[key] is None
         assert part["kl_update_max"] <= all_of_it["kl_update_max"]
         assert "kl_update_max" not in nothing
 
 
-def test_shares_average_to_the_whole():
-    """Steps that begin at each place in turn see every group once."""
-    for total, count in ((8, 2), (16, 4), (9, 3), (128, 1)):
-        seen = [spread(total, count, step) for step in range(1000)]
-        assert all(len(one) == count for one in seen)
-        counts = torch.bincount(torch.tensor(seen).flatten(), minlength=total)
-        assert int(counts.max() - counts.min()) <= 4
+SIZES = {
+    "equal": [1.0] * 12,
+    "unequal": [0.1, 3.0, 0.7, 0.0, 1.1, 8.0, 0.2, 0.9, 2.0, 0.0, 40.0, 1.0],
+    "nothing known": [0.0] * 12,
+    "one counts": [0.0] * 11 + [5.0],
+}
+
+
+@pytest.mark.parametrize("count", [1, 3, 11, 12])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_a_sample_is_of_its_size_and_estimates_a_sum_without_bias(sizes, count):
+    """Over all places to start; and exactly, wherever it starts, where the guesses are right."""
+    likely = chances(sizes, count)
+    assert sum(likely) == pytest.approx(count)
+    assert all(0 < chance <= 1 for chance in likely)
+    values = [math.sin(i) + 2 for i in range(12)]
+    places = 20_000
+    mean = 0.0
+    for k in range(places):
+        chosen = systematic(likely, (k + 0.5) / places)
+        assert len(chosen) == count
+        mean += sum(values[i] / likely[i] for i in chosen) / places
+    assert mean == pytest.approx(sum(values), rel=1e-3)
+    for start in (0.0, 0.37, 0.999):
+        exact = sum(likely[i] / likely[i] for i in systematic(likely, start))
+        assert exact == pytest.approx(sum(likely))
+
+
+def test_chances_are_proportional_up_to_one():
+    assert chances([1.0, 1.0, 1.0, 1.0], 2) == pytest.approx([0.5] * 4)
+    bounded = chances([0.0, 0.0, 0.0, 1e6], 2)  # the mean's tenth keeps the small ones in
+    assert bounded == pytest.approx([1 / 3] * 3 + [1.0])
+    small, large = chances([1.0, 3.0, 1.0, 3.0, 2.0], 1)[:2]
+    assert large / small == pytest.approx((0.9 * 3 + 0.2) / (0.9 + 0.2))
+
+
+def test_the_places_to_start_fill_the_interval():
+    starts = sorted(start_of(step) for step in range(1, 1001))
+    gaps = [b - a for a, b in pairwise([0.0, *starts, 1.0])]
+    assert max(gaps) < 3e-3
 
 
 def test_what_steers_must_be_measured(tmp_path):

@@ -187,10 +187,10 @@ class TrainConfig(Strict):
     gradient_checkpointing: bool = False
     """Trade time for memory."""
     kl_update_share: float = Field(1.0, ge=0, le=1)
-    """Share of a rollout's groups on which the KL of its updates is measured; 0 is none."""
+    """Share of a rollout's responses on which the KL of its updates is measured; 0 is none."""
     kl_base_share: float = Field(0.25, ge=0, le=1)
-    """Share of a rollout's groups on which the KL to the base is measured; 0 is none. With beta > 0
-    it is all of them."""
+    """Share of a rollout's responses on which the KL to the base is measured; 0 is none. With
+    beta > 0 it is all of them."""
     geometry: bool = True
     """Measure at every step how far and where the weights moved, for adapters whose update is a
     product of factors."""

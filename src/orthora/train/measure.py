@@ -10,12 +10,12 @@ from torch import Tensor
 
 from orthora.adapters import ranks
 from orthora.train.losses import Clipped
-from orthora.train.rollouts import Row
 from orthora.train.sharding import norms
+from orthora.train.updates import Sample
 from orthora.train.world import World
 
 
-def kl_sums(name: str, rows: Sequence[Row], other: Sequence[Tensor]) -> dict[str, float]:
+def kl_sums(name: str, sample: Sample, other: Sequence[Tensor]) -> dict[str, float]:
     """Sums over tokens for the KL of the rollout's policy to another, and how many tokens.
 
     KL(rollout policy || other), in nats: k1 sums ``-d``: unbiased, noisy, can be negative. k3 sums
@@ -27,49 +27,55 @@ def kl_sums(name: str, rows: Sequence[Row], other: Sequence[Tensor]) -> dict[str
 
     Args:
         name: of the other policy, in the keys.
-        rows: of this process.
+        sample: of this process's rows.
         other: log-probabilities (t,) of each row's tokens under the other policy.
     """
-    sums = {"tokens": 0.0, "k1": 0.0, "k3": 0.0}
-    for d in _differences(rows, other):
-        sums["tokens"] += len(d)
-        sums["k1"] -= float(d.sum())
-        sums["k3"] += float((torch.expm1(d) - d).sum())
+    sums = {"tokens": float(sample.tokens), "k1": 0.0, "k3": 0.0}
+    for d, weight in _differences(sample, other):
+        sums["k1"] -= weight * float(d.sum())
+        sums["k3"] += weight * float((torch.expm1(d) - d).sum())
     return {f"{name}_{key}": value for key, value in sums.items()}
 
 
-def _differences(rows: Sequence[Row], other: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Log-probabilities under the other policy less the rollout policy's, in float64."""
-    for row, values in zip(rows, other, strict=True):
+def _differences(sample: Sample, other: Sequence[Tensor]) -> Iterator[tuple[Tensor, float]]:
+    """Log-probabilities under the other policy less the rollout policy's, and each row's weight."""
+    for row, values, weight in zip(sample.rows, other, sample.weights, strict=True):
         assert row.old is not None, "a rollout is scored"
         if row.fresh:
-            yield values.double() - row.old.double()
+            yield values.double() - row.old.double(), weight
 
 
-def kl_quantiles(rows: Sequence[Row], after: Sequence[Tensor], world: World) -> dict[str, float]:
+def kl_quantiles(sample: Sample, after: Sequence[Tensor], world: World) -> dict[str, float]:
     """Quantiles over tokens of k3 of the update, in nats; every process must call it.
 
     On several processes each hands over at most 4096 of its order statistics with their weight.
     """
-    parts = list(_differences(rows, after))
-    d = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
-    values = (torch.expm1(d) - d).sort().values
+    pairs = list(_differences(sample, after))
+    d = torch.cat([torch.zeros(0, dtype=torch.float64), *(d for d, _ in pairs)])
+    weights = torch.cat([torch.zeros_like(d[:0]), *(torch.full_like(d, w) for d, w in pairs)])
+    values, order = (torch.expm1(d) - d).sort()
+    weights = weights[order]
     if world.size > 1:
-        kept = values[torch.linspace(0, len(values) - 1, min(len(values), _ORDERS)).long()]
-        gathered = world.gather((kept, len(values) / max(1, len(kept))))
-        values = torch.cat([v for v, _ in gathered])
-        weights = torch.cat([torch.full_like(v, w) for v, w in gathered])
-        values, order = values.sort()
-        weights = weights[order]
-    else:
-        weights = torch.ones_like(values)
+        parts = world.gather(_thinned(values, weights))
+        values, order = torch.cat([v for v, _ in parts]).sort()
+        weights = torch.cat([w for _, w in parts])[order]
     if not len(values):
         return {}
     shares = weights.cumsum(0) / weights.sum()
     return {
-        f"kl_update_{name}": float(values[int((shares < q - 1e-12).sum())])
+        f"kl_update_{name}": float(values[min(int((shares < q - 1e-12).sum()), len(values) - 1)])
         for name, q in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
     }
+
+
+def _thinned(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """At most 4096 of sorted values, at equal steps of weight, the largest among them."""
+    if len(values) <= _ORDERS:
+        return values, weights
+    reached = weights.cumsum(0)
+    steps = torch.arange(1, _ORDERS + 1, dtype=reached.dtype) / _ORDERS * reached[-1]
+    kept = torch.searchsorted(reached, steps).clamp(max=len(values) - 1)
+    return values[kept], torch.full_like(steps, float(reached[-1]) / _ORDERS)
 
 
 _ORDERS = 4096

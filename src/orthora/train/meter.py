@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orthora.train.collect import Rollout, rollout_metrics
 from orthora.train.measure import Gradients, Tally, kl_quantiles, kl_sums, token_means
-from orthora.train.rollouts import Row
+from orthora.train.updates import Sample
 from orthora.train.world import World
 
 _DISAGREEMENT = 0.05  # nats; sampler and trainer in float32 differ by less than 1e-4
@@ -27,7 +27,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.tally, self.gradients = Tally(), Gradients()
-        self._to_base = kl_sums("base", (), ())
+        self._to_base = kl_sums("base", Sample([], [], 0), ())
         self.rate = 0.0
         self._started = time.perf_counter()
         self._clock: dict[str, float] = {}
@@ -39,14 +39,14 @@ class Meter:
         yield
         self._clock[phase] = self._clock.get(phase, 0.0) + time.perf_counter() - started
 
-    def read_base(self, rows: Sequence[Row], references: Sequence[Tensor]) -> None:
-        """Take what rows of this process score under the base, once a step."""
-        self._to_base = kl_sums("base", rows, references)
+    def read_base(self, sample: Sample, references: Sequence[Tensor]) -> None:
+        """Take what this process's sample scores under the base, once a step."""
+        self._to_base = kl_sums("base", sample, references)
 
     def row(
         self,
         rollout: Rollout,
-        rows: Sequence[Row],
+        sample: Sample,
         after: Sequence[Tensor],
         world: World,
         *,
@@ -58,14 +58,14 @@ class Meter:
 
         Args:
             rollout: that was trained on.
-            rows: of this process, on which the KL of the updates is measured.
+            sample: of this process's rows, on which the KL of the updates is measured.
             after: log-probabilities (t,) of each one's tokens after the updates.
             world: the processes; all must call this.
             updates: of the step.
             compares: the first update scored what the sampler had scored.
             recomputes: the trainer scored the rollout once more before the updates.
         """
-        mine = kl_sums("update", rows, after) | self._to_base | self.tally.sums()
+        mine = kl_sums("update", sample, after) | self._to_base | self.tally.sums()
         everybody = world.gather((mine, self.tally.gap))
         sums = {key: sum(part[key] for part, _ in everybody) for key in mine}
         largest = max(gap for _, gap in everybody)
@@ -77,7 +77,7 @@ class Meter:
             )
         row: dict[str, Any] = rollout_metrics(rollout)
         row |= token_means(sums, updates=updates)
-        row |= kl_quantiles(rows, after, world)
+        row |= kl_quantiles(sample, after, world)
         row["sampling_gap"] = largest if compares or recomputes else None
         return row | self.gradients.metrics() | {"lr": self.rate}
 

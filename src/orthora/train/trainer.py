@@ -35,7 +35,7 @@ from orthora.train.scoring import Scorer
 from orthora.train.settings import grpo_config, objective_of, rules_of, updates_per_step
 from orthora.train.sharding import check_sharded
 from orthora.train.steering import Steering
-from orthora.train.updates import Plan, Shape, flat, plan_updates
+from orthora.train.updates import Plan, Shape, plan_updates
 from orthora.train.world import World, check_engine
 
 Metrics = dict[str, Any]
@@ -87,7 +87,7 @@ class RLVRTrainer(GRPOTrainer):
             world=world,
         )
         self._pad: int = parts.tokenizer.pad_token_id
-        self._plan = Plan([], [], False, (), _shape(config, args, world, even=self._sharded))
+        self._plan = Plan([], [], False, [], _shape(config, args, world, even=self._sharded))
         self._step_number = 0
         self._position = 0
         self.steering = Steering(config)
@@ -210,26 +210,25 @@ class RLVRTrainer(GRPOTrainer):
                     known = ~row.sampled.isnan()
                     self._meter.tally.widen(gap(values, row.sampled.nan_to_num(0.0), known))
         share = 1.0 if self._config.beta else self._config.kl_base_share
-        chosen = plan.sample(share, self._step_number)
-        if chosen:
+        sample = plan.sample(share, self._step_number)
+        if sample.micro_batches:
             with base_policy(self.policy):
-                references = self._scorer.logps(chosen, shared=plan.shared, fold=False)
-            rows = flat(chosen)
-            self._meter.read_base(rows, references)
+                scores = self._scorer.logps(sample.micro_batches, shared=plan.shared, fold=False)
+            self._meter.read_base(sample, scores)
             if self._config.beta:
-                for row, values in zip(rows, references, strict=True):
+                for row, values in zip(sample.rows, scores, strict=True):
                     row.reference = values
 
     def finish_step(self) -> None:
         """Measure the step that just ended, steer by it, and hand its row over."""
         meter = self._meter
         with meter.timed("kl"):
-            chosen = self._plan.sample(self._config.kl_update_share, self._step_number)
-            after = self._scorer.logps(chosen, shared=self._plan.shared)
+            sample = self._plan.sample(self._config.kl_update_share, self._step_number)
+            after = self._scorer.logps(sample.micro_batches, shared=self._plan.shared)
         row: Metrics = {"step": self._step_number}
         row |= meter.row(
             self._rollout,
-            flat(chosen),
+            sample,
             after,
             self._world,
             updates=self.updates_per_step,

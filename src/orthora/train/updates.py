@@ -8,8 +8,7 @@ from itertools import pairwise
 from orthora.train.batches import deal
 from orthora.train.losses import Objective, normaliser
 from orthora.train.rollouts import Row
-
-_GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples fill the unit interval evenly
+from orthora.train.subsample import chances, start_of, systematic
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,14 @@ class Plan:
             updates, of every epoch.
         mini_batches: their micro-batches, each row once; without empty ones, but for `Shape.even`.
         shared: a group's rows stand together in a micro-batch and share their prompt.
-        groups: numbers of the rollout's groups, on all processes, that the policy itself drew.
+        surprise: the rows of all processes, group by group, with ``sum (1 - p)^2`` of their tokens.
         shape: how updates were cut.
     """
 
     passes: list[tuple[list[Row], float]]
     mini_batches: list[list[list[Row]]]
     shared: bool
-    groups: tuple[int, ...]
+    surprise: list[tuple[Row, float]]
     shape: Shape
 
     @property
@@ -67,33 +66,61 @@ class Plan:
         """This process's rows, each once, in the order of `once`."""
         return flat(self.once)
 
-    def sample(self, share: float, step: int) -> list[list[Row]]:
-        """This process's micro-batches of a share of the groups: of every fourth, for a quarter.
+    def sample(self, share: float, step: int) -> "Sample":
+        """A share of the responses that the policy itself drew, to measure on.
 
-        A systematic sample: all mini-batches are in it alike. Where it begins moves from step to
-        step, so that no place is left out for good.
+        Drawn by how surprising their tokens are, ``sum (1 - p)^2``: what an update does to a
+        response goes with it. The same ones whatever the number of processes, each on the process
+        that trains on it.
 
         Args:
-            share: of the groups, in [0, 1]; above 0 it is at least one.
+            share: of the responses, in [0, 1]; above 0 it is at least one.
             step: number of the training step.
         """
+        tokens = sum(len(row.ids) for row in self.rows if row.fresh)
         if share >= 1:
-            return self.once
-        if not share:
-            return []
-        count = max(1, round(share * len(self.groups)))
-        chosen = {self.groups[i] for i in spread(len(self.groups), count, step)}
+            return Sample(self.once, [1.0] * len(self.rows), tokens)
+        drawn = [(row, size) for row, size in self.surprise if row.fresh]
+        if not share or not drawn:
+            return Sample([], [], 0)
+        count = max(1, round(share * len(drawn)))
+        likely = chances([size for _, size in drawn], count)
+        weights = {id(drawn[i][0]): 1 / likely[i] for i in systematic(likely, start_of(step))}
         if self.shape.even:
-            return [[row for row in micro if row.group in chosen] for micro in self.once]
-        rows = [row for row in self.rows if row.group in chosen]
-        dealt = deal(rows, 1, 0, self.shape.micro_batch, together=self.shared) if rows else []
-        return [[rows[i] for i in micro] for micro in dealt]
+            micros = [[row for row in micro if id(row) in weights] for micro in self.once]
+        else:
+            rows = [row for row in self.rows if id(row) in weights]
+            most = self.shape.micro_batch
+            dealt = deal(rows, 1, 0, most, together=self.shared) if rows else []
+            micros = [[rows[i] for i in micro] for micro in dealt]
+        return Sample(micros, [weights[id(row)] for row in flat(micros)], tokens)
 
 
-def spread(total: int, count: int, step: int) -> list[int]:
-    """``count`` of ``range(total)`` at equal distances, from a place that moves with the step."""
-    begin = step * _GOLDEN % 1.0
-    return sorted({int((i + begin) * total / count) for i in range(min(count, total))})
+@dataclass
+class Sample:
+    """One process's part of a sample of a rollout's responses.
+
+    Attributes:
+        micro_batches: of rows.
+        weights: of the rows; with them, sums over the sample estimate sums over all rows.
+        tokens: of all of this process's rows that the policy drew.
+    """
+
+    micro_batches: list[list[Row]]
+    weights: list[float]
+    tokens: int
+
+    @property
+    def rows(self) -> list[Row]:
+        """In the order of the micro-batches."""
+        return flat(self.micro_batches)
+
+
+def _surprise(row: Row) -> float:
+    """``sum (1 - p)^2`` over the tokens, as the engine scored them; 1 where it did not."""
+    if row.old is None:
+        return 1.0
+    return float((1 - row.old.double().nan_to_num(0.0).exp()).square().sum())
 
 
 def flat(micro_batches: Sequence[Sequence[Row]]) -> list[Row]:
@@ -126,8 +153,8 @@ def plan_updates(rows: Sequence[Row], objective: Objective, shape: Shape, *, sha
         micros = [[part[i] for i in micro] for micro in dealt]
         passes += [(micro, divisor) for micro in micros]
         mini_batches.append([micro for micro in micros if micro or shape.even])
-    drawn = tuple(dict.fromkeys(row.group for row in rows if row.fresh))
-    return Plan(passes * shape.epochs, mini_batches, shared, drawn, shape)
+    surprise = [(row, _surprise(row)) for row in rows]
+    return Plan(passes * shape.epochs, mini_batches, shared, surprise, shape)
 
 
 def passes_per_update(mini_batch_prompts: int, group_size: int, micro_batch: int, size: int) -> int:
