@@ -71,8 +71,7 @@ def grid(name: str, seeds: int) -> Iterator[Run]:
             "step": {"kl_rule": "step", "kl_max_change": 1.5},
             "keep": {"kl_undo": 0.0},
             "whole": {"kl_update_share": 1.0},
-            "half": {"kl_update_share": 0.5},
-            "quarter": {"kl_update_share": 0.25},
+            "eighth": {"kl_update_share": 0.125},
         }
         for seed in range(1000, 1000 + seeds):
             for method in ("lora", "pissa", "rlmo"):

@@ -318,7 +318,7 @@ def test_surprising_responses_are_sampled_more_often():
     samples = [plan.sample(0.25, step) for step in range(1, 101)]
     assert all(len(sample.rows) == 4 for sample in samples)
     surprising = sum(float(row.old[0]) == -3.0 for sample in samples for row in sample.rows)
-    assert 360 <= surprising <= 380  # 92.5 % of 400: a tenth of every chance is even
+    assert 335 <= surprising <= 345  # 85 % of 400: a fifth of every chance is even
 
 
 def test_rows_that_an_engine_did_not_score_are_sampled_evenly():

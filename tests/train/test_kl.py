@@ -138,16 +138,28 @@ def test_a_sample_is_of_its_size_and_estimates_a_sum_without_bias(sizes, count):
 
 def test_chances_are_proportional_up_to_one():
     assert chances([1.0, 1.0, 1.0, 1.0], 2) == pytest.approx([0.5] * 4)
-    bounded = chances([0.0, 0.0, 0.0, 1e6], 2)  # the mean's tenth keeps the small ones in
+    bounded = chances([0.0, 0.0, 0.0, 1e6], 2)  # the mean's fifth keeps the small ones in
     assert bounded == pytest.approx([1 / 3] * 3 + [1.0])
     small, large = chances([1.0, 3.0, 1.0, 3.0, 2.0], 1)[:2]
-    assert large / small == pytest.approx((0.9 * 3 + 0.2) / (0.9 + 0.2))
+    assert large / small == pytest.approx((0.8 * 3 + 0.4) / (0.8 + 0.4))
 
 
 def test_the_places_to_start_fill_the_interval():
     starts = sorted(start_of(step) for step in range(1, 1001))
     gaps = [b - a for a, b in pairwise([0.0, *starts, 1.0])]
     assert max(gaps) < 3e-3
+
+
+def test_a_step_is_taken_back_on_all_the_evidence(tmp_path):
+    """Not on a sample of it, which may be one response that the update moved most."""
+    steered = {"schedule": "adaptive-kl", "learning_rate": 0.03, "steps": 1}
+    whole, part = (
+        metrics(tmp_path, f"share-{share}", kl_update_share=share, **steered)[0]
+        for share in (1.0, 0.1)
+    )
+    assert whole["undone"] == 1
+    assert part["kl_update_k3"] == whole["kl_update_k3"]
+    assert part["kl_update_max"] == whole["kl_update_max"]
 
 
 def test_what_steers_must_be_measured(tmp_path):

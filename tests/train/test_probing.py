@@ -27,7 +27,7 @@ def settings(**changes) -> dict:
 
 
 def first_row(out, **changes) -> dict:
-    config = settings(out=str(out), steps=1, **changes)
+    config = settings(out=str(out), steps=1, kl_update_share=1.0, **changes)  # as a probe measures
     orthora.train(config, progress=False)
     return json.loads((out / "metrics.jsonl").read_text())
 

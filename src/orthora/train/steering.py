@@ -34,6 +34,11 @@ class Steering:
         self.setting = replace(self.setting, lr=self.setting.lr * factor)
         scale_learning_rate(scheduler, factor)
 
+    def would_undo(self, row: dict[str, Any]) -> bool:
+        """Whether a step with these metrics would be taken back."""
+        law, kl = self._law, row["kl_update_k3"]
+        return law is not None and decide(law, self.setting, kl, row["step"]).undo
+
     def end(self, row: dict[str, Any], scheduler: Any) -> dict[str, Any]:
         """After a step's updates: take them back if they went too far, and set the learning rate.
 

@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples fill the unit interval evenly
-_FLOOR = 0.1
+_FLOOR = 0.2
 
 
 def chances(sizes: Sequence[float], count: int) -> list[float]:
     """Chances of inclusion that add up to ``count``, proportional to sizes as far as 1 allows.
 
-    A tenth of every size is the mean's: what seems small is not left out, and not blown up by its
+    A fifth of every size is the mean's: what seems small is not left out, and not blown up by its
     weight where it was not.
 
     Args:

@@ -222,11 +222,22 @@ class RLVRTrainer(GRPOTrainer):
     def finish_step(self) -> None:
         """Measure the step that just ended, steer by it, and hand its row over."""
         meter = self._meter
-        with meter.timed("kl"):
-            sample = self._plan.sample(self._config.kl_update_share, self._step_number)
+        row = self._measured(self._config.kl_update_share)
+        if self.steering.would_undo(row):  # on all there is, not on a sample
+            row = self._measured(1.0)
+        row |= rank_metrics(self.policy)
+        if self.geometry:
+            with meter.timed("geometry"):
+                row |= self.geometry.metrics()
+        row |= self.steering.end(row, self.lr_scheduler)
+        self._on_step(row | meter.seconds(self._rollout))
+
+    def _measured(self, share: float) -> Metrics:
+        """The step's row, with the KL of its updates on a share of the responses."""
+        with self._meter.timed("kl"):
+            sample = self._plan.sample(share, self._step_number)
             after = self._scorer.logps(sample.micro_batches, shared=self._plan.shared)
-        row: Metrics = {"step": self._step_number}
-        row |= meter.row(
+        return {"step": self._step_number} | self._meter.row(
             self._rollout,
             sample,
             after,
@@ -235,12 +246,6 @@ class RLVRTrainer(GRPOTrainer):
             compares=self._compares,
             recomputes=self._recomputes,
         )
-        row |= rank_metrics(self.policy)
-        if self.geometry:
-            with meter.timed("geometry"):
-                row |= self.geometry.metrics()
-        row |= self.steering.end(row, self.lr_scheduler)
-        self._on_step(row | meter.seconds(self._rollout))
 
     # What decides how
 
