@@ -10,6 +10,7 @@ for which every run of the grid is done; intervals are 95 % of a bootstrap over 
 
 import argparse
 import itertools
+import json
 import random
 import statistics
 import sys
@@ -17,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import kl_share
+import overhead
 import steer
 
 from orthora.watch import DEFAULT, Alarm, alarms, parse
@@ -275,6 +278,12 @@ def main() -> int:
         tables += ["", *table_of_methods(found, steer.MARKS[-1])]
         print("\n".join(tables))
     if options.docs:
+        shares = steer.RESULTS / "kl-share.json"
+        if shares.is_file():
+            rows = json.loads(shares.read_text(encoding="utf-8"))["rows"]
+            put(options.docs / "adaptive-kl.md", "bench-kl-share", kl_share.markdown(rows))
+        costs = overhead.all_results()
+        put(options.docs / "adaptive-kl.md", "bench-overhead", overhead.markdown(costs))
         put(options.docs / "watchdog.md", "bench-watchdog", dogs)
         if found.seeds:
             put(options.docs / "adaptive-kl.md", "bench-steer", tables)

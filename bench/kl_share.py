@@ -138,6 +138,20 @@ def _spread(ratios: list[float]) -> dict[str, float]:
     }
 
 
+def markdown(rows: list[dict[str, Any]]) -> list[str]:
+    """The errors, by signal and rollout."""
+    columns = list(dict.fromkeys((row["method"], row["prompts"]) for row in rows))
+    heads = [f"`{method}`, {prompts} x {GROUP}" for method, prompts in columns]
+    lines = [f"| signal | {' | '.join(heads)} |", f"| --- |{' --- |' * len(heads)}"]
+    for signal in dict.fromkeys(row["signal"] for row in rows):
+        found = {(r["method"], r["prompts"]): r for r in rows if r["signal"] == signal}
+        cells = [f"{found[column]['error']:.2f}" for column in columns]
+        if signal.startswith("inside"):
+            cells = [f"{found[column]['mean']:.2f} of it" for column in columns]
+        lines.append(f"| {signal} | {' | '.join(cells)} |")
+    return lines
+
+
 def main() -> int:
     """Run, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])

@@ -65,6 +65,27 @@ def compare(case: step.Case, steps: int) -> list[dict[str, Any]]:
     return rows
 
 
+def all_results() -> list[dict[str, Any]]:
+    """Every machine's, the newest first."""
+    found = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
+    return sorted(found, key=lambda one: one["machine"]["time"], reverse=True)
+
+
+def markdown(results: list[dict[str, Any]]) -> list[str]:
+    """A table for each machine."""
+    lines = []
+    for found in results:
+        machine, rows = found["machine"], found["rows"]
+        cases = list(dict.fromkeys(row["case"] for row in rows))
+        lines += [f"**{machine['cpu']}**, torch {machine['torch']}, {machine['time'][:10]}:", ""]
+        lines += [f"| measured | {' | '.join(cases)} |", f"| --- |{' --- |' * len(cases)}"]
+        for name in VARIANTS:
+            cells = [f"{r['ratio']:.3f}" for r in rows if r["diagnostics"] == name]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append("")
+    return lines[:-1]
+
+
 def main() -> int:
     """Print a table, and keep it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
