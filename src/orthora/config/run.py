@@ -4,13 +4,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from orthora.config.consistency import LORA_PLUS_RATIO, check_consistent
 from orthora.config.match import parse_match
 from orthora.methods import compose
 from orthora.strict import Strict
 from orthora.watch import parse as parse_rule
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-_PLUS = 2.0
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -59,7 +59,7 @@ class TrainConfig(Strict):
     """On the adapter's input in the update; rollouts and measurements run without."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Of data order, sampling and random initialisations."""
-    lora_plus_ratio: float = Field(_PLUS, ge=1)
+    lora_plus_ratio: float = Field(LORA_PLUS_RATIO, ge=1)
     """With ``lora-plus``: learning rate of B over that of A (2 in PeRL's RLVR runs; the LoRA+ paper
     has 16 for fine-tuning)."""
 
@@ -259,99 +259,5 @@ class TrainConfig(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
-        method = compose(self.method)
-        if self.prompts_per_step % self.mini_batch_prompts:
-            raise ValueError(
-                f"prompts_per_step {self.prompts_per_step} is not a multiple of "
-                f"mini_batch_prompts {self.mini_batch_prompts}"
-            )
-        if self.schedule == "adaptive-kl":
-            self._check_adaptive()
-        if self.start and not method.has_factors:
-            raise ValueError(f"{method.name} starts from no factors; leave start out")
-        if self.keep_surplus and not self.dynamic_sampling:
-            raise ValueError("keep_surplus needs dynamic_sampling")
-        if self.engine == "vllm" and self.old_logps == "sampled":
-            raise ValueError(
-                "old_logps 'sampled' needs engine 'transformers': vLLM's log-probabilities differ "
-                "from the trainer's; use 'auto'"
-            )
-        if self.overlong_buffer and self.overlong_buffer >= self.max_response_tokens:
-            raise ValueError(
-                f"overlong_buffer {self.overlong_buffer} must be below max_response_tokens "
-                f"{self.max_response_tokens}, or 0"
-            )
-        if "{prompt}" not in self.prompt_template:
-            raise ValueError("prompt_template must contain {prompt}")
-        self._check_unused()
-        if self.watch_action == "rollback" and not self.save_every:
-            raise ValueError(
-                "watch_action 'rollback' goes back to checkpoints; set save_every above 0"
-            )
-        if self.task == "file" and self.data is None:
-            raise ValueError("task 'file' needs data, a JSONL or parquet file or a hub data set")
-        if self.task == "file" and bool(self.eval_data) != bool(self.eval_problems):
-            raise ValueError("eval_data and eval_problems (how many of its rows) go together")
+        check_consistent(self)
         return self
-
-    def _check_unused(self) -> None:
-        """A setting that would be passed over in silence."""
-        optimizer = compose(self.method).optimizer
-        unmeasured = [
-            text
-            for text in self.watch
-            if text.strip() != "default"
-            and any(rule.metric.startswith("kl_update_") for rule in parse_rule(text))
-        ]
-        for wrong, key, remedy in (
-            (self.task != "file" and self.data, "data", "task 'file'"),
-            (self.task != "file" and self.eval_data, "eval_data", "task 'file'"),
-            (self.eval_base and not self.eval_problems, "eval_base", "eval_problems"),
-            (self.vllm_url and self.engine != "vllm", "vllm_url", "engine 'vllm'"),
-            (
-                unmeasured and not self.kl_update_share,
-                f"watch rule {unmeasured[:1]}",
-                "kl_update_share above 0",
-            ),
-            (
-                "lora_plus_ratio" in self.model_fields_set
-                and self.lora_plus_ratio != _PLUS
-                and not (optimizer and optimizer.name == "lora-plus"),
-                "lora_plus_ratio",
-                f"method '{self.method}+lora-plus'",
-            ),
-            (
-                self.warmup_steps and self.warmup_steps >= self.steps,
-                f"warmup_steps {self.warmup_steps}",
-                f"more than the {self.steps} steps of the run",
-            ),
-        ):
-            if wrong:
-                raise ValueError(f"{key} needs {remedy}; set that, or leave {key.split()[0]} out")
-
-    def _check_adaptive(self) -> None:
-        """Nothing else may move the learning rate."""
-        lowest, highest = self.kl_lr_bounds
-        if not lowest <= self.learning_rate <= highest:
-            raise ValueError(
-                f"learning_rate {self.learning_rate:g} is outside kl_lr_bounds "
-                f"({lowest:g}, {highest:g}); adaptive-kl begins at it"
-            )
-        if self.warmup_steps:
-            raise ValueError(
-                "schedule 'adaptive-kl' would undo a warm-up; set warmup_steps = 0 and begin at a "
-                "low learning_rate"
-            )
-        if self.min_lr_ratio:
-            raise ValueError(
-                "min_lr_ratio is the cosine schedule's floor; adaptive-kl has kl_target_floor"
-            )
-        if not self.kl_update_share:
-            raise ValueError(
-                "schedule 'adaptive-kl' steers by the KL of the updates; set kl_update_share above "
-                "0, e.g. 0.25"
-            )
-        if 0 < self.kl_undo <= 2:
-            raise ValueError(
-                f"kl_undo {self.kl_undo:g} would take ordinary steps back; use 4 or more, or 0"
-            )
