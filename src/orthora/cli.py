@@ -1,4 +1,4 @@
-"""The command line: ``orthora methods | init | probe | train | eval | export | demo | report``."""
+"""The command line of orthora."""
 
 import difflib
 import os
@@ -19,6 +19,7 @@ HELP = """orthora: low-rank adaptation for reinforcement learning with verifiabl
   orthora train --config FILE [--key ...]  train an adapter; presets: tiny, paper
   orthora probe --config FILE [--key ...]  before training: what one step does, by method
   orthora eval  --config FILE [--key ...]  sample, verify, report pass@k with intervals
+  orthora contamination EVAL TRAIN         which evaluation problems a training set holds
   orthora export --run RUN --out DIR       write a run's adapter as plain PEFT, or merged
   orthora demo                             compare five initialisations on the embedded model
   orthora report --runs DIR                print the table of a folder of runs, write its page
@@ -199,12 +200,20 @@ def _report(arguments: list[str]) -> None:
     print(page)
 
 
+def _contamination(arguments: list[str]) -> None:
+    """Look for an evaluation set's problems in a training set."""
+    from orthora.tasks.command import contamination
+
+    contamination(arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "methods": _methods,
     "init": _init,
     "train": _train,
     "probe": _probe,
     "eval": _eval,
+    "contamination": _contamination,
     "export": _export,
     "demo": _demo,
     "report": _report,

@@ -116,13 +116,17 @@ class Problem:
 
     Attributes:
         prompt: plain text, or chat messages.
-        answer: the gold answer, as text.
+        answer: the gold answer, as text; of a programming problem, a reference program.
         id: stable identifier, unique inside its data set.
+        tests: assertions that a program must pass; empty where the answer is judged.
+        setup: code that the tests need, to run after the program.
     """
 
     prompt: str | list[Message]
     answer: str
     id: str
+    tests: tuple[str, ...] = ()
+    setup: str = ""
 
 
 @dataclass(frozen=True)

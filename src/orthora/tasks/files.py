@@ -34,9 +34,9 @@ def load_problems(
         ValueError: a missing or unreadable file, no rows, a missing column, or an empty cell.
     """
     problems = []
-    for number, row in enumerate(_rows(data, split)):
-        prompt = _cell(row, prompt_column, data, number)
-        answer = _cell(row, answer_column, data, number)
+    for number, row in enumerate(file_rows(data, split)):
+        prompt = cell_of(row, prompt_column, data, number)
+        answer = cell_of(row, answer_column, data, number)
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise ValueError(
                 f"{data}, row {number}: column {answer_column!r} holds a "
@@ -45,7 +45,7 @@ def load_problems(
         gold = gold_of(str(answer))
         if not gold:
             raise ValueError(f"{data}, row {number}: column {answer_column!r} is empty")
-        if not isinstance(prompt, str) and not _is_chat(prompt):
+        if not isinstance(prompt, str) and not is_chat(prompt):
             raise ValueError(
                 f"{data}, row {number}: column {prompt_column!r} is neither text nor a list of "
                 "messages with role and content"
@@ -56,8 +56,19 @@ def load_problems(
     return problems
 
 
-def _rows(data: str, split: str) -> Any:
-    """The rows of a local file or hub data set."""
+def file_rows(data: str, split: str) -> Any:
+    """Read the rows of a local file or hub data set.
+
+    Args:
+        data: a ``.jsonl``, ``.json`` or ``.parquet`` file, or a hub data set's name.
+        split: of a hub data set; a file is read whole.
+
+    Returns:
+        A ``datasets.Dataset``.
+
+    Raises:
+        ValueError: if it can't be read.
+    """
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
@@ -79,8 +90,12 @@ def _rows(data: str, split: str) -> Any:
         raise ValueError(f"can't read {data!r} (split {split!r}): {line}") from error
 
 
-def _cell(row: dict[str, Any], column: str, data: str, number: int) -> Any:
-    """The value at a dotted column path."""
+def cell_of(row: dict[str, Any], column: str, data: str, number: int) -> Any:
+    """The value at a dotted column path.
+
+    Raises:
+        ValueError: if it is not there, or empty.
+    """
     value: Any = row
     for part in column.split("."):
         if not isinstance(value, dict) or part not in value:
@@ -92,7 +107,7 @@ def _cell(row: dict[str, Any], column: str, data: str, number: int) -> Any:
     return value
 
 
-def _is_chat(prompt: Any) -> bool:
+def is_chat(prompt: Any) -> bool:
     """A non-empty list of messages with role and content."""
     return isinstance(prompt, list) and all(
         isinstance(message, dict) and {"role", "content"} <= message.keys() for message in prompt
