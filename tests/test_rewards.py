@@ -9,9 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections import Counter
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -25,8 +22,26 @@ from orthora.rewards.robust import extract, last_box, rational, robust_verdict
 from orthora.types import Verdict
 
 FLOOR_CASES = 437
-FLOOR_AGREEMENT = 0.81
-"""Measured: 354 of 437; every disagreement is a correct answer that the rule does not accept."""
+FALSE_CHAIN = "convention: a chain with a false equality (4=5) is refused, whatever it ends in"
+PERCENT = "convention: a percentage is not the bare number"
+UNCLEAR = "two numbers and no claim, or a question: refused rather than guessed"
+DISAGREEMENTS = {
+    "5658fb0d0d86": FALSE_CHAIN,  # 1/2 = 10/9
+    "cb058763c794": FALSE_CHAIN,
+    "5d8673687ce1": FALSE_CHAIN,  # x = 5+5+1 = 7 = 11
+    "66cf6e279837": FALSE_CHAIN,
+    "e8795ea4844b": FALSE_CHAIN,  # x = 5+5+1 = 1/3, about 11
+    "49a82aa5d3a3": FALSE_CHAIN,
+    "21ef1947db25": PERCENT,  # 20% for 20
+    "9b197542da57": PERCENT,
+    "b69aec10558b": "convention: no tolerance; 10/3 is not 3.33333333",
+    "4d9687419723": "convention: an answer inside reasoning that never closes does not count",
+    "a71ca38e653c": UNCLEAR,  # ... encore 220 $ a payer d'ici 12 mois
+    "6b77f433cd64": UNCLEAR,  # how many $? just about 1$
+}
+"""Portable cases in which the rule and the label differ, all of them, and why: each label says
+"correct". Where suites disagree with each other the stricter convention is kept, because a reward
+that a wrong answer can earn is worse than one that a right answer can miss."""
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PROMPT = (
@@ -123,6 +138,44 @@ def test_dapo_normalisation_by_hand():
     assert normalise_dapo("a square of an edge") == "ofedge"
 
 
+# --- the rules of GSM8K ----------------------------------------------------------------------
+
+GSM8K = [  # response, right under strict, right under flexible; the gold is 18
+    ("so\n#### 18", True, True),
+    ("#### -18", False, False),
+    ("#### 17\n#### 18", True, True),
+    ("#### 18\n#### 17", False, False),
+    ("#### 18.", False, False),
+    ("#### 18.00", False, False),
+    ("#### $18", False, True),
+    ("####18", False, True),
+    ("The result is 18", False, True),
+    ("18, as said", False, False),
+    ("18 as said, surely", False, False),
+    ("18 ... as . said", False, False),
+    ("18 as said. ", False, True),
+    ("#### 1,8", True, False),
+    ("#### 18" + " " * 293, True, True),
+    ("#### 18" + " " * 294, False, True),
+    ("no number", False, False),
+    (". .", False, False),
+    ("", False, False),
+]
+
+
+@pytest.mark.parametrize(("response", "strict", "flexible"), GSM8K)
+def test_gsm8k_rules_score_as_verl_does(response: str, strict: bool, flexible: bool):
+    assert math_verdict(response, "18", rule="gsm8k-strict").correct is strict
+    assert math_verdict(response, "18", rule="gsm8k-flexible").correct is flexible
+
+
+def test_gsm8k_rules_say_what_they_read_and_why():
+    assert math_verdict("#### 1,234", "1234", rule="gsm8k-strict").answer == "1234"
+    assert math_verdict("1,234", "1234", rule="gsm8k-flexible").answer == "1,234"
+    assert math_verdict("x", "1", rule="gsm8k-flexible") == Verdict(False, None, "no answer")
+    assert math_verdict(". .", "1", rule="gsm8k-flexible") == Verdict(False, ".", "different")
+
+
 # --- the robust rule -------------------------------------------------------------------------
 
 RIGHT = [
@@ -179,11 +232,63 @@ RIGHT = [
     (r"Answer: \frac{1}{\sqrt{3}}", r"\frac{\sqrt{3}}{3}"),
     (r"Answer: 2k+2", "2(k+1)"),
     (r"Answer: \boxed{\{1,2\}}", r"\{1,2\}"),
+    ("Answer: 20+5=25", "25"),  # either side alone would be right
+    ("Answer: x=20+5=25", "25"),
+    (r"Answer: \frac{\sqrt{3}}{3} \approx 0.577", r"\frac{\sqrt{3}}{3}"),
+    ("Answer: 25 = x", "25"),
+    ("Answer: 1 and 2", "1,2"),
+    (r"$\boxed{2}$ and $\boxed{1}$", "1,2"),
+    ("Answer: y=2, x=1", "x=1, y=2"),
+    ("Answer: 5, -5", r"\pm 5"),
+    (r"Answer: 1+\sqrt2 or 1-\sqrt2", r"1 \pm \sqrt{2}"),
+    ("Answer: sqrt(2)/2", r"\frac{1}{\sqrt{2}}"),
+    ("Answer: 2π", r"2\pi"),
+    (r"Answer: x \geq 5", "x >= 5"),
+    ("Answer: 25 m²", "25"),
+    ("Answer: 1,22", "1.22"),
+    ("<answer>25</answer>", "25"),
+    ("Answer: The result is $25$", "25"),
+    ("Answer: Therefore $x = 25$ is the solution.", "25"),
+    ("Answer: The largest $n$ is 25.", "25"),
+    ("Answer: So Tom has 25 apples left.", "25"),
+    ("Answer: 所以答案是25。", "25"),
+    ("Answer: La réponse est 25.", "25"),
+    ("Answer: The result is 2½", "2.5"),
+    ("Answer: I think the correct answer is (C).", "C"),
 ]
 WRONG = [
     ("Answer: 4=25", "25", "equation chain"),
-    ("Answer: 20+5=25", "25", "equation chain"),
-    ("Answer: x=20+5=25", "25", "equation chain"),
+    ("Answer: 20+5=26", "26", "equation chain"),
+    ("Answer: 20+5=24=25", "25", "equation chain"),
+    ("Answer: x=21+5=25", "25", "equation chain"),
+    ("Answer: x=y=25", "25", "equation chain"),
+    ("Answer: y=20+5=25", "x=25", "equation chain"),
+    ("Answer: x=5 or x=-5", "5", "equation chain"),
+    ("Answer: 5 or -5", "5", "words"),
+    (r"Answer: \pm 5", "5", "different"),
+    (r"\boxed{5, -5}", "5", "different"),
+    ("Answer: 5", r"\pm 5", "different"),
+    (r"\boxed{1}, \boxed{2}, \boxed{3}", "1,2", "different"),
+    ("Answer: 5 hundreds", "5", "words"),
+    ("Answer: 5 degrees below zero", "5", "words"),
+    ("Answer: 5万", "5", "different"),
+    ("Answer: 5 km", "5 m", "different unit"),
+    (r"Answer: 5\text{ cm}", r"5\text{ m}", "different unit"),
+    (r"Answer: \$5", "5 cents", "different unit"),
+    ("Answer: 2.3", "2,3", "different"),
+    ("Answer: a=5, b=4", "a=4, b=5", "different"),
+    ("Answer: The answer is not 5", "5", "words"),
+    ("Answer: It is 4 or it is 5", "5", "words"),
+    ("Answer: I think the answer is A or C", "C", "words"),
+    ("Answer: A, B, C, D", "C", "different"),
+    ("Answer: The answer is 5 percent.", "5", "different number"),
+    ("Answer: The total is 5 million dollars", "5", "words"),
+    ("Answer: The answer is 1, 2, 3, 4, 5", "5", "different"),
+    ("Answer: It is 1. It is 2. It is 3. It is 4. It is 5", "5", "words"),
+    ("Answer: 1. 2. 3. 4. 5", "5", "different"),
+    ("Answer: 12:05", "5", "different"),
+    ("Answer: Compute $20+5$.", "25", "words"),
+    ("Answer: What is 20+5?", "25", "not an expression"),
     ("Answer: 25 (since 5=5)", "25", "equation chain"),
     (r"\boxed{4=5}", "5", "equation chain"),
     (r"\boxed{5\%}", "5", "different number"),
@@ -322,74 +427,21 @@ def test_rationals_are_exact():
 # --- math-verify's neighbourhood --------------------------------------------------------------
 
 
-def test_off_the_main_thread_the_symbolic_step_refuses_and_says_so():
-    verdicts: dict[str, Verdict] = {}
-
-    def judge() -> None:
-        verdicts["surd"] = math_verdict(r"Answer: \sqrt{625}", "25")
-        verdicts["plain"] = math_verdict("Answer: 25.0", "25")
-
-    thread = threading.Thread(target=judge)
-    thread.start()
-    thread.join()
-    assert verdicts["surd"] == Verdict(False, r"\sqrt{625}", "needs the main thread")
-    assert verdicts["plain"].correct
-
-
-def test_an_outer_alarm_survives_the_symbolic_step():
+def test_an_outer_alarm_is_left_alone():
     rung: list[int] = []
-
-    def ring(number: int, frame: object) -> None:
-        rung.append(number)
-
-    previous = signal.signal(signal.SIGALRM, ring)
+    previous = signal.signal(signal.SIGALRM, lambda number, frame: rung.append(number))
+    handler = signal.getsignal(signal.SIGALRM)
     try:
         signal.setitimer(signal.ITIMER_REAL, 50.0, 7.0)
         assert symbolic_equal(r"\sqrt{9}", "3") == (True, "symbolically equal")
         left, interval = signal.getitimer(signal.ITIMER_REAL)
         assert 0 < left < 50.0
         assert interval == 7.0
-        assert signal.getsignal(signal.SIGALRM) is ring
+        assert signal.getsignal(signal.SIGALRM) is handler
         assert not rung
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-
-
-def test_an_outer_alarm_that_fell_due_meanwhile_still_rings(monkeypatch: pytest.MonkeyPatch):
-    rung: list[int] = []
-
-    def slow(answer: str, gold: str) -> tuple[bool, str]:
-        signal.alarm(0)  # what math-verify does to a caller's alarm
-        time.sleep(0.1)
-        return False, "different"
-
-    monkeypatch.setattr("orthora.rewards.maths._math_verify", slow)
-    previous = signal.signal(signal.SIGALRM, lambda number, frame: rung.append(number))
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        symbolic_equal(r"\sqrt{9}", "3")
-        time.sleep(0.1)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-    assert rung == [signal.SIGALRM]
-
-
-def test_no_alarm_is_left_behind():
-    symbolic_equal(r"\sqrt{9}", "3")
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-
-
-def test_a_timeout_is_a_reason_of_its_own(monkeypatch: pytest.MonkeyPatch):
-    import math_verify
-    from math_verify.errors import TimeoutException
-
-    def out_of_time(*args: object, **kwargs: object) -> bool:
-        raise TimeoutException
-
-    monkeypatch.setattr(math_verify, "verify", out_of_time)
-    assert symbolic_equal(r"\sqrt{9}", "3") == (False, "symbolic timeout")
 
 
 def test_importing_the_rewards_does_not_import_math_verify():
@@ -415,7 +467,7 @@ def test_a_response_that_is_not_text_is_refused():
 def test_an_unknown_rule_is_refused_with_a_suggestion():
     with pytest.raises(ValueError, match=r"'robst'; did you mean 'robust'\?"):
         math_verdict("Answer: 25", "25", rule="robst")
-    with pytest.raises(ValueError, match="choose one of robust, dapo"):
+    with pytest.raises(ValueError, match="choose one of robust, dapo, gsm8k-strict, gsm8k-flex"):
         math_verdict("Answer: 25", "25", rule="zzz")
 
 
@@ -424,6 +476,7 @@ def test_golds_are_taken_out_of_answer_columns():
     assert gold_of("#### -5 ") == "-5"
     assert gold_of(r"so \boxed{1} and \boxed{\frac{1}{2}}.") == r"\frac{1}{2}"
     assert gold_of(" 25\n") == "25"
+    assert gold_of(r"\(\boxed{1}\) and \(\boxed{-2}\).") == "1, -2"
     for empty in ("", " ", "#### ", r"\boxed{}"):
         with pytest.raises(ValueError, match="no gold answer"):
             gold_of(empty)
@@ -443,31 +496,46 @@ def posed(case: dict) -> str | None:
 
 
 def test_agreement_with_the_labelled_cases_of_other_projects():
-    tally, reasons = Counter(), Counter()
+    total, disagreements, rewarded = 0, set(), set()
     for case in rows_of("verifier_cases.jsonl"):
         response = None if case["config_dependent"] else posed(case)
         if response is None:
             continue
+        total += 1
         verdict = math_verdict(response, gold_of(case["gold"]))
-        tally[case["expected"], verdict.correct] += 1
         if verdict.correct != case["expected"]:
-            reasons[verdict.reason] += 1
-    total, wrong = tally.total(), tally[True, False] + tally[False, True]
-    print(f"{wrong} of {total} cases disagree: {dict(tally)}, reasons {dict(reasons)}")
+            disagreements.add(case["id"])
+            rewarded |= {case["id"]} if verdict.correct else set()
+    print(f"{len(disagreements)} of {total} cases disagree")
+    assert not rewarded, "an answer that its suite labels wrong was rewarded"
     assert total >= FLOOR_CASES
-    assert tally[False, True] == 0, "an answer that its suite labels wrong was rewarded"
-    assert 1 - wrong / total >= FLOOR_AGREEMENT
+    assert disagreements == set(DISAGREEMENTS)
+    unclear = sum(reason == UNCLEAR for reason in DISAGREEMENTS.values())
+    conventions = len(DISAGREEMENTS) - unclear
+    assert 1 - unclear / (total - conventions) >= 0.99
+
+
+def test_no_problem_verifies_as_its_own_answer():
+    for row in rows_of("gsm8k/test.jsonl"):
+        problem = " ".join(row["question"].split())
+        assert not math_verdict(f"Answer: {problem}", gold_of(row["answer"])).correct, problem
+    for row in rows_of("math500/test.jsonl"):
+        problem = " ".join(row["problem"].split())
+        assert not math_verdict(f"Answer: {problem}", row["answer"]).correct, problem
 
 
 def test_gsm8k_golds_verify_against_themselves():
-    golds = [gold_of(row["answer"]) for row in rows_of("gsm8k/test.jsonl")]
-    assert len(golds) == 1_319
+    names = ("gsm8k/test.jsonl", "gsm8k/train.jsonl")
+    golds = [gold_of(row["answer"]) for name in names for row in rows_of(name)]
+    assert len(golds) == 1_319 + 7_473
     for gold in golds:
         for form in (f"Answer: {gold}", rf"\boxed{{{gold}}}"):
             assert math_verdict(form, gold).correct, gold
             assert math_verdict(form, gold, rule="dapo").correct, gold
         assert math_verdict(f"#### {gold}", gold).correct, gold
         assert math_verdict(f"#### {gold}", gold, rule="dapo").reason == "no answer"
+        for rule in ("gsm8k-strict", "gsm8k-flexible"):
+            assert math_verdict(f"#### {gold}", gold, rule=rule).correct, gold
 
 
 def test_gsm8k_golds_do_not_verify_against_their_neighbours():
@@ -476,13 +544,14 @@ def test_gsm8k_golds_do_not_verify_against_their_neighbours():
         assert math_verdict(f"Answer: {other}", gold).correct == (int(gold) == int(other))
 
 
+@pytest.mark.slow
 def test_dapo_golds_verify_against_themselves():
     from pyarrow import parquet
 
     path = data_file("dapo_math_17k/dapo_math_17k.parquet")
     column = parquet.read_table(path, columns=["reward_model"])["reward_model"].to_pylist()
-    golds = [row["ground_truth"] for row in column][:: len(column) // 2_000][:2_000]
-    assert len(golds) == 2_000
+    golds = [row["ground_truth"] for row in column]
+    assert len(golds) == 17_917
     for gold in golds:
         for form in (f"Answer: {gold}", rf"\boxed{{{gold}}}"):
             for rule in ("robust", "dapo"):

@@ -40,7 +40,7 @@ class EvalConfig(Strict):
     """Longer responses are cut, and counted; left out, 2048 or what the model's positions leave."""
     batch: int = Field(256, ge=1)
     """Responses generated at once."""
-    reward_rule: Literal["robust", "dapo"] = "robust"
+    reward_rule: Literal["robust", "dapo", "gsm8k-strict", "gsm8k-flexible"] = "robust"
     """Verifier."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights."""

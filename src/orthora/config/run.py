@@ -44,7 +44,7 @@ class TrainConfig(Strict):
     """Leave the tokenizer's chat template aside."""
     train_problems: int = Field(4096, ge=1)
     """Problems that task ``arithmetic`` draws."""
-    reward_rule: Literal["robust", "dapo"] = "robust"
+    reward_rule: Literal["robust", "dapo", "gsm8k-strict", "gsm8k-flexible"] = "robust"
     """Verifier of final answers; correct is +1, wrong is -1."""
     reward: str | None = None
     """Own reward instead, ``file.py:function`` or ``module:function`` of (response, answer)."""

@@ -1,25 +1,21 @@
 r"""Verdicts on mathematical answers, and the guarded call of Math-Verify behind them.
 
-Math-Verify 0.9 is strong and easily misled: it takes ``4=5`` for 5 and ``5\%`` for 5, needs seconds
-for a tower of powers, cannot run off the main thread and drops a caller's alarm. So it is asked
-last, about one short answer whose shape has been checked, with its timeout on, and with the
-caller's alarm put back.
+Math-Verify 0.9 is strong and easily misled: it takes ``4=5`` for 5 and ``5\%`` for 5, and needs
+seconds for a tower of powers. So it is asked last, about one short answer whose shape has been
+checked, and in a process that can be killed (:mod:`orthora.rewards.pool`).
 """
 
-import contextlib
 import difflib
 import re
-import signal
-import threading
-import time
-from collections.abc import Iterator
 from itertools import accumulate
 
 from orthora.rewards.dapo import dapo_verdict
-from orthora.rewards.robust import last_box, robust_verdict, tidy
+from orthora.rewards.gsm8k import gsm8k_verdict
+from orthora.rewards.pool import shared_pool
+from orthora.rewards.robust import box_series, last_box, robust_verdict, tidy
 from orthora.types import Verdict
 
-RULES = ("robust", "dapo")
+RULES = ("robust", "dapo", "gsm8k-strict", "gsm8k-flexible")
 """Names of the answer rules."""
 MAX_SYMBOLIC = 200
 """Characters of the longest answer or gold that computer algebra is asked about."""
@@ -27,12 +23,12 @@ MAX_POWER = 1_000
 """Largest exponent that computer algebra is given."""
 MAX_NESTED_POWER = 10_000
 """Largest product of the exponents where powers are raised to powers."""
+MAX_EXPANDED = 30
+"""Largest exponent of a bracket with variables in it."""
 MAX_FACTORIAL = 100
 """Largest number under a factorial or a binomial."""
 MAX_NESTING = 15
 """Deepest nesting of brackets that computer algebra is given."""
-TIMEOUT = 2
-"""Seconds for each of parsing the gold, parsing the answer, and comparing them."""
 
 _NESTING = {**dict.fromkeys("([{", 1), **dict.fromkeys(")]}", -1)}
 _HEAVY = re.compile(r"\\(?:sum|prod|int|oint|lim|bmod|pmod|mod|Gamma|zeta|det)(?![A-Za-z])")
@@ -40,6 +36,7 @@ _CODE = re.compile(r"__|[\"'`@#?]|(?<![A-Za-z])lambda(?![A-Za-z])")
 _ORDER = re.compile(r"[<>≤≥≠]|\\(?:lt|le|leq|gt|ge|geq|ne|neq)(?![A-Za-z])")
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _LATEX_WORDS = "matrix pmatrix bmatrix vmatrix array cases sin cos tan log ln pi"
+_VARIABLE = re.compile(r"(?<![A-Za-z\\])[A-Za-df-hj-z](?![A-Za-z])")  # neither e nor i
 _LIST = re.compile(r",|;|\\pm|\\cup|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 _EXPONENT = re.compile(r"(?:\^|\*\*) ?")
 _FACTORIAL = re.compile(r"([0-9]+|[^0-9 ]|^) ?!(?!=)(?! ?!)|(?<=!) ?!")
@@ -71,7 +68,10 @@ def _power_problem(text: str) -> str | None:
         if "!" in group or max(sizes, default=0) > MAX_POWER:
             return "huge exponent"
         product *= max(sizes, default=1) or 1
-        nested |= text[: power.start()].rstrip()[-1:] in (")", "}", "]")
+        bracketed = text[: power.start()].rstrip()[-1:] in (")", "}", "]")
+        if bracketed and max(sizes, default=0) > MAX_EXPANDED and _VARIABLE.search(text):
+            return "huge exponent"
+        nested |= bracketed
     return "tower of powers" if nested and product > MAX_NESTED_POWER else None
 
 
@@ -107,39 +107,6 @@ def _shape_problem(answer: str, gold: str) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def _alarm_restored() -> Iterator[None]:
-    """Put a caller's running ``ITIMER_REAL`` back, less the time that went by."""
-    left, interval = signal.getitimer(signal.ITIMER_REAL)
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        if left > 0:
-            left = max(left - (time.monotonic() - began), 1e-3)
-            signal.setitimer(signal.ITIMER_REAL, left, interval)
-
-
-def _math_verify(answer: str, gold: str) -> tuple[bool, str]:
-    """Ask Math-Verify about two formulas; it reads them as LaTeX only, never as Python."""
-    from math_verify import LatexExtractionConfig, parse, verify
-    from math_verify.errors import TimeoutException
-
-    config = [LatexExtractionConfig()]
-    try:
-        wanted, given = (
-            parse(f"${text}$", config, parsing_timeout=TIMEOUT, raise_on_error=True)
-            for text in (gold, answer)
-        )
-        if verify(wanted, given, timeout_seconds=TIMEOUT, raise_on_error=True):
-            return True, "symbolically equal"
-    except TimeoutException:
-        return False, "symbolic timeout"
-    except Exception as error:  # sympy raises nearly every type there is on odd input
-        return False, f"symbolic error: {type(error).__name__}"
-    return False, "different"
-
-
 def symbolic_equal(answer: str, gold: str) -> tuple[bool, str]:
     """Compare two expressions by computer algebra, where that is safe.
 
@@ -149,18 +116,18 @@ def symbolic_equal(answer: str, gold: str) -> tuple[bool, str]:
 
     Returns:
         Whether they are equal, and why: "symbolically equal", "different", or the guard that
-        refused ("tower of powers", "huge exponent", "words", "percent", ..., "needs the main
-        thread"). A refusal counts as not equal. Blocks for at most three timeouts.
+        refused ("tower of powers", "huge exponent", "words", "percent", ...), "symbolic timeout",
+        or "symbolic error: ...". All but the first count as not equal.
+
+    Raises:
+        RuntimeError: the workers of :mod:`orthora.rewards.pool` cannot be started.
     """
     problem = _size_problem(answer) or _size_problem(gold) or _shape_problem(answer, gold)
     if problem is not None:
         return False, problem
-    if not hasattr(signal, "setitimer"):
-        return False, "needs POSIX signals"
-    if threading.current_thread() is not threading.main_thread():
-        return False, "needs the main thread"
-    with _alarm_restored():
-        return _math_verify(answer, gold)
+    if not set(_VARIABLE.findall(answer)) <= set(gold):
+        return False, "different"  # Math-Verify takes letters behind a number for its unit
+    return shared_pool().equal(answer, gold)
 
 
 def gold_of(text: str) -> str:
@@ -170,14 +137,14 @@ def gold_of(text: str) -> str:
         text: a GSM8K solution, a MATH solution, or the answer itself.
 
     Returns:
-        What follows the last ``#### `` without commas, else the inside of the last ``\boxed{}``,
-        else the text; stripped.
+        What follows the last ``#### `` without commas, else the inside of the last ``\boxed{}``
+        (of all boxes, where the text is a list of boxes and nothing else), else the text; stripped.
 
     Raises:
         ValueError: there is nothing left.
     """
     _, hashes, tail = text.rpartition("#### ")
-    box = None if hashes else last_box(text)
+    box = None if hashes else box_series(text, whole=True) or last_box(text)
     gold = tail.replace(",", "").strip() if hashes else (text if box is None else box).strip()
     if not gold:
         raise ValueError(f"no gold answer in {text[-80:]!r}; drop the row or repair the column")
@@ -190,7 +157,8 @@ def math_verdict(response: str, gold: str, *, rule: str = "robust") -> Verdict:
     Args:
         response: decoded text of the response.
         gold: the gold answer, e.g. from :func:`gold_of`.
-        rule: "robust", the default rule of this package, or "dapo", verl's rule for DAPO.
+        rule: "robust", the default rule of this package; "dapo", verl's rule for DAPO; or
+            "gsm8k-strict" or "gsm8k-flexible", verl's two rules for GSM8K.
 
     Returns:
         The verdict.
@@ -209,4 +177,6 @@ def math_verdict(response: str, gold: str, *, rule: str = "robust") -> Verdict:
         raise ValueError(f"response is {response!r}; pass decoded text")
     if rule == "dapo":
         return dapo_verdict(response, gold)
+    if rule.startswith("gsm8k-"):
+        return gsm8k_verdict(response, gold, flexible=rule == "gsm8k-flexible")
     return robust_verdict(response, gold, symbolic=symbolic_equal)
