@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from orthora.linalg import top_subspace as top_subspace
     from orthora.methods import initialize as initialize
     from orthora.methods import names as methods
+    from orthora.rewards import code_verdict as code_verdict
     from orthora.rewards import math_verdict as math_verdict
     from orthora.stats import pass_at_k as pass_at_k
     from orthora.train import RunResult as RunResult
@@ -45,6 +46,7 @@ _HOME = {
     "bottom_subspace": "linalg",
     "top_subspace": "linalg",
     "initialize": "methods",
+    "code_verdict": "rewards",
     "math_verdict": "rewards",
     "pass_at_k": "stats",
     "RunResult": "train",
@@ -65,6 +67,7 @@ __all__ = [
     "adapt",
     "both_subspaces",
     "bottom_subspace",
+    "code_verdict",
     "evaluate",
     "export_merged",
     "export_plain",
