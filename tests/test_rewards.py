@@ -17,8 +17,10 @@ import pytest
 
 from orthora.rewards import dapo_score, gold_of, math_verdict
 from orthora.rewards.dapo import dapo_verdict, normalise_dapo
+from orthora.rewards.extraction import extract, last_box
 from orthora.rewards.maths import symbolic_equal
-from orthora.rewards.robust import extract, last_box, rational, robust_verdict
+from orthora.rewards.robust import robust_verdict
+from orthora.rewards.spelling import rational
 from orthora.types import Verdict
 
 FLOOR_CASES = 437

@@ -10,9 +10,11 @@ import re
 from itertools import accumulate
 
 from orthora.rewards.dapo import dapo_verdict
+from orthora.rewards.extraction import box_series, last_box
 from orthora.rewards.gsm8k import gsm8k_verdict
 from orthora.rewards.pool import shared_pool
-from orthora.rewards.robust import box_series, last_box, robust_verdict, tidy
+from orthora.rewards.robust import robust_verdict
+from orthora.rewards.spelling import tidy
 from orthora.types import Verdict
 
 RULES = ("robust", "dapo", "gsm8k-strict", "gsm8k-flexible")
@@ -111,7 +113,7 @@ def symbolic_equal(answer: str, gold: str) -> tuple[bool, str]:
     """Compare two expressions by computer algebra, where that is safe.
 
     Args:
-        answer: the answer as :func:`orthora.rewards.robust.tidy` leaves it.
+        answer: the answer as :func:`orthora.rewards.spelling.tidy` leaves it.
         gold: the gold, likewise.
 
     Returns:

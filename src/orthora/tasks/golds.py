@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from orthora.rewards import gold_of
-from orthora.rewards.robust import tidy
+from orthora.rewards.spelling import tidy
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 

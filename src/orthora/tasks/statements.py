@@ -2,7 +2,7 @@
 
 import re
 
-from orthora.rewards.robust import rational, tidy
+from orthora.rewards.spelling import rational, tidy
 from orthora.types import Message, Problem
 
 BEFORE = (

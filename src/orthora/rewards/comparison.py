@@ -1,0 +1,158 @@
+"""Two tidied answers compared: as strings, lists, chains, numbers, and last symbolically."""
+
+import re
+from collections.abc import Callable
+from itertools import accumulate
+
+from orthora.rewards.extraction import MAX_ANSWERS, MAX_LIST
+from orthora.rewards.spelling import (
+    DECIMAL,
+    SEPARATOR,
+    key_of,
+    rational,
+    same_number,
+    split_unit,
+    unwrapped,
+)
+
+Symbolic = Callable[[str, str], tuple[bool, str]]
+"""Takes a normalised answer and a normalised gold; returns whether they are equal, and a reason."""
+_RELATION = re.compile(r"(?<![<>!])=|\\approx|≈|\\equiv|\\in(?![A-Za-z])|∈")
+_NAME = re.compile(
+    r"((?:\\?[A-Za-z\u4e00-\u9fff]+(?: [A-Za-z]+){0,3})"
+    r"(?:_(?:\{[A-Za-z0-9 ]{1,10}\}|[A-Za-z0-9]))?'?"
+    r"(?: ?\([A-Za-z0-9, ]{1,20}\))?|\([A-Za-z](?:, ?[A-Za-z]){1,5}\))"
+    r" ?(?:=|\\approx|≈|\\in(?![A-Za-z])|∈) ?"
+)
+_APPROXIMATELY = re.compile(r"(.+?) ?(?:\\approx|≈) ?-?[0-9,]*\.[0-9]+ ?(?:[A-Za-z]{2,20})?")
+_SWAPPED = re.compile(r"(?=[^=]*[0-9])([^=]+?) ?= ?([A-Za-z](?:_\{?[A-Za-z0-9]\}?)?)")
+_COMMA = re.compile(r"-?(?:[0-9]+,(?:[0-9]{2}|[0-9]{4,9})|0,[0-9]{2,9})")
+_TRAILING = re.compile(rf"[+-]?{DECIMAL} ?([A-Za-z]{{1,20}})(?: ?\^\{{?[23]\}}?)?")
+
+
+def _sides(answer: str, gold: str) -> tuple[str, str] | None:
+    """Drop ``name =`` where only one of the two has it; None for a chain or a bare equation."""
+    answer, gold = (
+        _SWAPPED.sub(r"\2 = \1", text) if _SWAPPED.fullmatch(text) else text
+        for text in (answer, gold)
+    )
+    heads = [_NAME.match(text) for text in (answer, gold)]
+    answer_head, gold_head = (
+        None if head is None or _RELATION.search(text, head.end()) else head
+        for head, text in zip(heads, (answer, gold), strict=True)
+    )
+    answer_relations, gold_relations = (len(_RELATION.findall(text)) for text in (answer, gold))
+    same_name = answer_head and gold_head and key_of(answer_head[1]) == key_of(gold_head[1])
+    if answer_head and (same_name or not gold_relations):
+        answer, answer_relations = answer[answer_head.end() :], 0
+    if gold_head and (same_name or not answer_relations):
+        gold, gold_relations = gold[gold_head.end() :], 0
+    return None if answer_relations > gold_relations else (answer, gold)
+
+
+def _pieces(text: str, separator: re.Pattern[str]) -> list[str]:
+    """Split at a separator wherever it is outside all brackets."""
+    pieces, start, depth, at = [], 0, 0, 0
+    while at < len(text):
+        depth += (text[at] in "([{") - (text[at] in ")]}")
+        cut = separator.match(text, at) if depth == 0 else None
+        if cut and cut.end() > at:
+            pieces.append(text[start:at].strip())
+            start = at = cut.end()
+        else:
+            at += 1
+    return [*pieces, text[start:].strip()]
+
+
+def _bare(text: str) -> str:
+    r"""Drop the one pair of brackets around everything: ``(...)``, ``{...}`` or ``\{...\}``."""
+    inner = re.fullmatch(r"\\?\{(.*?)\\?\}|\((.*)\)", text)
+    if inner is None:
+        return text
+    inside = (inner[1] or inner[2] or "").strip()
+    depths = accumulate((letter in "([{") - (letter in ")]}") for letter in inside)
+    return inside if min(depths, default=0) >= 0 else text
+
+
+def _unnamed(text: str) -> str:
+    """Drop a ``name =`` in front."""
+    name = _NAME.match(text)
+    return text[name.end() :] if name else text
+
+
+def members(text: str) -> list[str]:
+    r"""Return the members of a list or set, one for anything else; ``a \pm b`` has two."""
+    text = unwrapped(text)
+    if rational(text) is not None:
+        return [text]
+    text = _bare(text) if not text.startswith("(") else text
+    members = [member for member in _pieces(text, SEPARATOR) if member]
+    if len(members) == 1 and text.count(r"\pm") == 1:
+        return [text.replace(r"\pm", sign).strip().removeprefix("+") for sign in "+-"]
+    return members
+
+
+def _same_list(answer: str, gold: str, symbolic: Symbolic) -> bool:
+    """Compare two lists in any order, each member once; names go where one side has none."""
+    given, wanted = members(answer), members(gold)
+    if len(given) != len(wanted) or not 1 < len(wanted) <= MAX_LIST:
+        return False
+    named = [all(map(_NAME.match, members)) for members in (given, wanted)]
+    if named[0] != named[1]:
+        given, wanted = ([_unnamed(one) for one in members] for members in (given, wanted))
+    for member in wanted:
+        equal = next((one for one in given if _equal(one, member, symbolic)[0]), None)
+        if equal is None:
+            return False
+        given.remove(equal)
+    return True
+
+
+def _chain(answer: str, gold: str, symbolic: Symbolic) -> tuple[bool, str]:
+    """Accept ``name = a = b`` where each of a and b alone would be right; ``4=5`` is not 5."""
+    gold_head, head = _NAME.match(gold), _NAME.match(answer)
+    if gold_head and head and key_of(gold_head[1]) != key_of(head[1]):
+        return False, "equation chain"
+    gold = gold[gold_head.end() :] if gold_head else gold
+    members = _pieces(answer[head.end() :] if head else answer, re.compile("="))
+    if _RELATION.search(gold) or not 1 < len(members) <= MAX_ANSWERS + 1:
+        return False, "equation chain"
+    for member in members:
+        if _RELATION.search(member) or not _equal(member, gold, symbolic)[0]:
+            return False, "equation chain"
+    return True, "equal chain"
+
+
+def _equal(answer: str, gold: str, symbolic: Symbolic) -> tuple[bool, str]:
+    """Compare two texts without relations: as strings, as numbers, then by ``symbolic``."""
+    if key_of(answer) == key_of(gold):
+        return True, "exact"
+    same = same_number(answer, gold)
+    if same is not None:
+        return same, "equal numbers" if same else "different number"
+    tails = [_TRAILING.fullmatch(unwrapped(text)) for text in (answer, gold)]
+    if tails[0] and tails[1] and tails[0][1] != tails[1][1]:
+        return False, "different unit"  # Math-Verify drops km and m alike
+    head, unit = split_unit(unwrapped(answer))
+    if unit and not split_unit(unwrapped(gold))[1]:
+        return symbolic(head, gold)
+    return symbolic(answer, gold)
+
+
+def compare(answer: str, gold: str, symbolic: Symbolic) -> tuple[bool, str]:
+    """Compare two tidied texts, after dropping names and splitting lists and chains."""
+    if key_of(answer) == key_of(gold):
+        return True, "exact"
+    rough = _APPROXIMATELY.fullmatch(answer)
+    if rough and not _NAME.fullmatch(rough[1] + " = ") and not _RELATION.search(gold):
+        answer = rough[1]
+    sides = _sides(answer, gold)
+    if sides is None:
+        return _chain(_bare(answer), gold, symbolic)
+    answer, gold = sides
+    for one, other in ((answer, gold), (gold, answer)):
+        if _COMMA.fullmatch(one) and one.replace(",", ".") == other:
+            return True, "decimal comma"
+    if _same_list(answer, gold, symbolic):
+        return True, "equal lists"
+    return _equal(answer, gold, symbolic)

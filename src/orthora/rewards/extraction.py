@@ -1,0 +1,145 @@
+"""The one final answer of a response: what is marked, boxed or after ``####``."""
+
+import re
+
+from orthora.rewards.spelling import tidy
+
+MAX_ANSWER = 1_000
+"""Characters of the longest answer that is looked at."""
+MAX_LIST = 12
+"""Members of the longest list, and of the longest series of boxes, that is compared as a list."""
+MAX_ANSWERS = 3
+"""Distinct ``Answer:`` lines, of the last 24, taken for self-correction; more are a shotgun."""
+_EDGES = " \t\r\n*_`"
+_THINK = re.compile(r"<(/?)think>", re.IGNORECASE)
+_STOP = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|end_of_text|eot_id|end|eos|pad)\|>"
+    r"|</?s>|<eos>|<pad>|<end_of_turn>|<｜end▁of▁sentence｜>"
+)
+_MARKER = re.compile(r"(?<![A-Za-z])answer[*_`\s]{0,8}[:：]", re.IGNORECASE)
+_FRAME = re.compile(
+    r"(?is)(?:the (?:final )?answer is:?\s)?(.*?)(?:\sI hope it is correct\b.*)?\s*"
+)
+_HASHES = re.compile(r"####[ \t:]*([^\n]+)")
+_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_BRACES = re.compile(
+    r"(\\{1,3}(?:(?:begin|frame|final)?boxed|f(?:rame)?box)\s{0,4}\{)|\\.|[{}]", re.DOTALL
+)
+_BETWEEN = re.compile(
+    r"(?:[\s$,;.&]|\\[()\[\]]|\\q?quad|\\text ?\{ ?(?:and|or) ?\}|(?:and|or)\b|\\\\"
+    r"|[A-Za-z](?:_\{?[A-Za-z0-9]\}?)? ?=){0,20}"
+)
+
+
+def _final_text(response: str) -> str:
+    """Return the response without its reasoning and what follows a stop token; "" if truncated."""
+    outside: list[str] = []
+    start, inside = 0, False
+    for tag in _THINK.finditer(response):
+        if tag[1]:
+            if not inside:  # the chat template opened the tag: all so far was reasoning
+                outside.clear()
+            start, inside = tag.end(), False
+        elif not inside:
+            outside.append(response[start : tag.start()])
+            inside = True
+    if inside:
+        return ""
+    pieces = _STOP.split("".join([*outside, response[start:]]))
+    text = next((piece for piece in pieces if piece.strip()), "")
+    return _ANSWER_TAG.sub(lambda tag: "\n" if tag[1] else "\nAnswer: ", text)
+
+
+def last_box(text: str) -> str | None:
+    r"""Find the last balanced ``\boxed{...}`` or ``\fbox{...}`` in one pass.
+
+    Args:
+        text: any text; braces after a backslash are literal.
+
+    Returns:
+        The inside of the balanced box that starts last, or None where there is none.
+    """
+    boxes = _boxes(text)
+    return text[boxes[-1][1] : boxes[-1][2]] if boxes else None
+
+
+def _boxes(text: str) -> list[tuple[int, int, int]]:
+    """Find the balanced boxes in the order of their starts: (macro, inside, end of inside)."""
+    opened: list[tuple[int, int] | None] = []  # None for a plain brace
+    found: list[tuple[int, int, int]] = []
+    for token in _BRACES.finditer(text):
+        if token[1]:
+            opened.append(token.span())
+        elif token[0] == "{":
+            opened.append(None)
+        elif token[0] == "}" and opened:
+            box = opened.pop()
+            if box is not None:
+                found.append((*box, token.start()))
+    return sorted(found)
+
+
+def box_series(text: str, *, whole: bool = False) -> str | None:
+    r"""Join the last boxes of a text where no more than an "and" or a comma is between them.
+
+    Args:
+        text: any text.
+        whole: ask also that nothing else is in the text.
+
+    Returns:
+        The insides with commas between them, or None where there is only one box.
+    """
+    boxes = _boxes(text)[-MAX_LIST - 1 :]
+    first = len(boxes) - 1
+    while first > 0 and _BETWEEN.fullmatch(text, boxes[first - 1][2] + 1, boxes[first][0]):
+        first -= 1
+    around = text[: boxes[0][0]] + text[boxes[-1][2] + 1 :] if boxes else ""
+    if whole and (first > 0 or not _BETWEEN.fullmatch(around)):
+        return None
+    series = [text[inside:end] for _, inside, end in boxes[max(first, 0) :]]
+    return ", ".join(series) if 1 < len(series) <= MAX_LIST else None
+
+
+def _line_after(text: str, start: int) -> str:
+    """Return the answer that follows a marker: the next line with content, or a display formula."""
+    rest = text[start : start + 2 * MAX_ANSWER].lstrip(_EDGES)
+    end = 0
+    for opener, closer in ((r"\[", r"\]"), ("$$", "$$")):
+        if rest.startswith(opener):
+            end = max(rest.find(closer, 2), 0)
+    line = rest[: max(rest.find("\n", end), 0) or len(rest)]
+    match = _FRAME.fullmatch(line.strip(_EDGES))
+    return match[1] if match else line
+
+
+def extract(response: str) -> tuple[str | None, str]:
+    r"""Take the one final answer out of a response.
+
+    Args:
+        response: decoded text of the response, with or without stop tokens.
+
+    Returns:
+        The answer as it stands and "", or None and the reason: "no answer" (none marked, or a think
+        tag never closed) or "answer shotgun" (more than three different ``Answer:`` lines).
+    """
+    source, problem = passage_of(response)
+    if source is None:
+        return None, problem
+    box = (last_box(source) or "").strip()
+    return (box or source), ""
+
+
+def passage_of(response: str) -> tuple[str | None, str]:
+    """Return the passage that holds the final answer: a marked line, or all of a boxed answer."""
+    text = _final_text(response)
+    markers = list(_MARKER.finditer(text))[-8 * MAX_ANSWERS :]
+    lines = [_line_after(text, marker.end()) for marker in markers]
+    lines = [line for line in lines if any(letter.isalnum() for letter in line)]
+    if len({tidy(line) for line in lines}) > MAX_ANSWERS:
+        return None, "answer shotgun"
+    if lines:
+        return lines[-1], ""
+    if (last_box(text) or "").strip():
+        return text, ""
+    hashes = _HASHES.findall(text)
+    return (hashes[-1].strip(_EDGES), "") if hashes else (None, "no answer")
