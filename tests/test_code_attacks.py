@@ -393,6 +393,7 @@ def test_a_daemon_dies_with_its_program():
     assert code_verdict(DAEMON, ["assert f(1) == 1"], timeout=20).correct
 
 
+@pytest.mark.slow
 def test_memory_of_one_process_is_bounded():
     grow = "def f(x):\n    kept = []\n    while True: kept.append(bytearray(10**7))\n"
     assert judged(grow) == "memory"
@@ -453,6 +454,7 @@ BOMBS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.slow
 def test_bombs_go_off_inside(name):
     judged(BOMBS[name], timeout=3.0)
 

@@ -185,6 +185,7 @@ def test_a_child_forked_while_the_only_worker_is_busy_does_not_wait_for_it(pool:
     assert pool.equal(r"\sqrt{9}", "3") == EQUAL
 
 
+@pytest.mark.slow
 def test_a_process_of_multiprocessing_gets_verdicts_under_fork_and_spawn():
     assert symbolic_equal(r"\sqrt{9}", "3") == EQUAL
     for method in ("fork", "spawn"):
@@ -212,6 +213,7 @@ sys.stdin.read() if sys.argv[1] == "killed" else sys.exit()
 
 
 @pytest.mark.parametrize("how", ["killed", "exits"])
+@pytest.mark.slow
 def test_workers_end_with_their_parent(how: str):
     command = [sys.executable, "-c", PARENT, how]
     with subprocess.Popen(

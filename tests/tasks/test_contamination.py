@@ -199,6 +199,7 @@ def test_gsm8k_is_not_in_dapo():
 
 
 @needs_data
+@pytest.mark.slow
 def test_the_whole_of_math_in_dapo():
     file = str(DATA / "math_full" / "test.jsonl")
     problems = load_problems(file, prompt_column="problem", answer_column="solution")

@@ -51,6 +51,7 @@ def test_dropping_everything_is_refused():
 
 
 @needs_data
+@pytest.mark.slow
 def test_the_figures_of_dapo_math_17k():
     file = str(DATA / "dapo_math_17k.parquet")
     problems = load_task("dapo-math", file)

@@ -151,6 +151,7 @@ def hub_rows(problems: list, copies: int) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 def test_both_schemas_of_dapo_give_the_same_problems(tmp_path):
     local = load_task("dapo-math", data_file(DAPO))
     block = tmp_path / "hub.parquet"
