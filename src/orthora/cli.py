@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from orthora.quiet import quiet_libraries
+from orthora.signals import terminable
 
 HELP = """orthora: low-rank adaptation for reinforcement learning with verifiable rewards
 
@@ -39,29 +40,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"orthora {__version__}")
         return 0
     command, rest = arguments[0], arguments[1:]
-    try:
-        if command not in COMMANDS:
-            near = difflib.get_close_matches(command, COMMANDS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}")
-        COMMANDS[command](rest)
-    except (ValueError, OSError) as error:
-        if "ORTHORA_DEBUG" in os.environ:
-            raise
-        print(f"orthora {command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print(f"orthora {command}: {str(error) or _stopped(command)}", file=sys.stderr)
-        return 130
-    return 0
+    with terminable(_GO_ON.get(command, "")) as settle:
+        try:
+            return _run(command, rest)
+        except (ValueError, OSError) as error:
+            settle()
+            if "ORTHORA_DEBUG" in os.environ:
+                raise
+            print(f"orthora {command}: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as error:
+            settle()
+            print(f"orthora {command}: {str(error) or _stopped(command)}", file=sys.stderr)
+            return 130
 
 
-_GO_ON = {"train": "; go on with --resume", "init": "; the same command goes on"}
+_GO_ON = {"train": "go on with --resume", "init": "the same command goes on"}
 
 
 def _stopped(command: str) -> str:
     """What Ctrl-C leaves to do."""
-    return f"interrupted{_GO_ON.get(command, '')}"
+    return "; ".join(filter(None, ("interrupted", _GO_ON.get(command))))
+
+
+def _run(command: str, rest: list[str]) -> int:
+    """Carry out one command."""
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}")
+    COMMANDS[command](rest)
+    return 0
 
 
 def _methods(arguments: list[str]) -> None:

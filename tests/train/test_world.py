@@ -169,6 +169,15 @@ def bombed(self, *args, **kwargs):
 
 RLVRTrainer.compute_loss = bombed
 from orthora.cli import main
+from orthora.train import rlvr
+
+write = rlvr.write_result
+
+def write_result(*args):
+    os.kill(os.getpid(), signal.SIGTERM)  # torchrun's comes here at times
+    write(*args)
+
+rlvr.write_result = write_result
 sys.exit(main())
 """
 

@@ -26,6 +26,7 @@ from orthora.config import TrainConfig, build, read_toml, to_toml
 from orthora.evaluate import EvalResult, score
 from orthora.methods import compose
 from orthora.sampling import Sampling
+from orthora.signals import terminable
 from orthora.train import checkpoints
 from orthora.train.loading import Parts, load_parts
 from orthora.train.matching import matched
@@ -35,7 +36,7 @@ from orthora.train.rewards import OwnReward
 from orthora.train.sharding import gathered
 from orthora.train.trainer import Metrics, RLVRTrainer
 from orthora.train.watchdog import RollBack, Watchdog, cut_metrics, last_good
-from orthora.train.world import World, join, terminable
+from orthora.train.world import World, join
 
 
 def train(
@@ -99,15 +100,16 @@ def train(
     checkpoint = world.from_main((checkpoint,))[0]
     rows = store.read_metrics(out / "metrics.jsonl") if checkpoint else []
     started = time.perf_counter()
-    try:
-        with terminable():
+    with terminable("go on with --resume") as settle:
+        try:
             parts = _run(config, parts, world, out, rows, checkpoint, progress, reward)
             ending = _finish(config, parts, world, out)
-    except BaseException as error:
-        if world.main:
-            seconds = time.perf_counter() - started
-            write_result(out, failure_of(config, parts, rows, error, seconds))
-        raise
+        except BaseException as error:
+            settle()
+            if world.main:
+                seconds = time.perf_counter() - started
+                write_result(out, failure_of(config, parts, rows, error, seconds))
+            raise
     seconds = sum(row.get("seconds") or 0.0 for row in rows)
     result = result_of(config, parts, rows, "finished", None, seconds, ending)
     with world.together():  # a launcher may end all processes once one has ended

@@ -4,8 +4,6 @@ import atexit
 import gc
 import os
 import re
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -152,29 +150,6 @@ def check_engine(accelerator: Any) -> None:
                 f"the launcher asked for {name}, and the run would be {kind}: {name} needs GPUs; "
                 "start it there, or without that setting"
             )
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Inside, SIGTERM interrupts as Ctrl-C does, so that the run folder can say what happened.
-
-    Batch systems send it before they kill, and torchrun does to the processes that are left.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-
-    def interrupt(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        who = ", as launchers do where another process is gone" if several else ""
-        raise KeyboardInterrupt(f"terminated (SIGTERM{who}); go on with --resume")
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
