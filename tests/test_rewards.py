@@ -5,7 +5,6 @@ other projects' labelled cases where the shared data folder is present.
 """
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -21,11 +20,12 @@ from orthora.rewards.extraction import extract, last_box
 from orthora.rewards.maths import symbolic_equal
 from orthora.rewards.robust import robust_verdict
 from orthora.rewards.spelling import rational
+from orthora.tasks import load_task
 from orthora.types import Verdict
 
-FLOOR_CASES = 437
+FLOOR_CASES = 446
 FALSE_CHAIN = "convention: a chain with a false equality (4=5) is refused, whatever it ends in"
-PERCENT = "convention: a percentage is not the bare number"
+UNMARKED = "nothing marked, and the last statement is no answer"
 UNCLEAR = "two numbers and no claim, or a question: refused rather than guessed"
 DISAGREEMENTS = {
     "5658fb0d0d86": FALSE_CHAIN,  # 1/2 = 10/9
@@ -34,10 +34,8 @@ DISAGREEMENTS = {
     "66cf6e279837": FALSE_CHAIN,
     "e8795ea4844b": FALSE_CHAIN,  # x = 5+5+1 = 1/3, about 11
     "49a82aa5d3a3": FALSE_CHAIN,
-    "21ef1947db25": PERCENT,  # 20% for 20
-    "9b197542da57": PERCENT,
-    "b69aec10558b": "convention: no tolerance; 10/3 is not 3.33333333",
-    "4d9687419723": "convention: an answer inside reasoning that never closes does not count",
+    "21ef1947db25": UNMARKED,  # the answer stands far above remarks that end in mid-sentence
+    "9b197542da57": UNMARKED,
     "a71ca38e653c": UNCLEAR,  # ... encore 220 $ a payer d'ici 12 mois
     "6b77f433cd64": UNCLEAR,  # how many $? just about 1$
 }
@@ -317,15 +315,70 @@ WRONG = [
     ("<think>a</think>b<think>Answer: 25", "25", "no answer"),
     (r"\boxed{25", "25", "no answer"),
     (r"\boxed{}", "25", "no answer"),
-    ("The result is 25", "25", "no answer"),
+    ("Is the result 25?", "25", "not an expression"),
+    ("The result is not 25", "25", "words"),
+    ("24", "25", "different number"),
+    ("4=5", "5", "equation chain"),
+    ("It is 23 or 24 or 25.", "25", "words"),
+    ("1 2 3 25", "25", "different"),
+    ("1, 2, 3, 25", "25", "different"),
+    ("25%", "25", "different number"),
+    ("25\x00", "25", "control characters"),
     ("Answer: 24\n\\boxed{25}", "25", "different number"),  # the line outranks the box
 ]
 
 
+@pytest.mark.parametrize("rule", ["robust", "robust-marked"])
 @pytest.mark.parametrize(("response", "gold"), RIGHT)
-def test_robust_rule_rewards(response: str, gold: str):
-    verdict = math_verdict(response, gold)
+def test_robust_rule_rewards(response: str, gold: str, rule: str):
+    verdict = math_verdict(response, gold, rule=rule)
     assert verdict.correct, verdict
+
+
+UNMARKED_RIGHT = [
+    ("25", "25"),
+    ("$25$", "25"),
+    ("-5", "-5"),
+    ("1 000", "1000"),
+    ("1,000.99", "1000.99"),
+    (r"\(\frac{1}{3}\)", "1/3"),
+    ("The result is 25", "25"),
+    ("So he runs 540 meters a week.", "540"),
+    ("5 * 5 = <<5*5=25>>25 pies\nA: 25", "25"),
+    ("Many words before. " * 30 + "Therefore, the sum is $25$. I hope it is correct.", "25"),
+    ("He says $x = 3$ and $y = 4$ " * 20 + "So, the pair that solves it is $(7, 6)$.", "(7,6)"),
+    ("The error increases by 25%.", r"$25\%$"),
+]
+
+
+@pytest.mark.parametrize(("response", "gold"), UNMARKED_RIGHT)
+def test_without_a_mark_the_last_statement_counts_but_not_in_training(response: str, gold: str):
+    assert math_verdict(response, gold).correct
+    marked = math_verdict(response, gold, rule="robust-marked")
+    assert (marked.correct, marked.answer, marked.reason) == (False, None, "no answer")
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "correct"),
+    [
+        (r"\boxed{\frac{10}{3}}", "3.33333333", True),
+        ("Answer: 10/3", "3.333333", True),
+        ("Answer: 2/3", "0.66666667", True),
+        ("Answer: 2/3", "0.66666666", True),
+        ("Answer: 10/3", "3.33333", False),  # five digits may be all there are
+        ("Answer: 3.3333333333", "3.33333333", False),
+        ("Answer: 11/3", "3.33333333", False),
+        ("Answer: 3.33333333", "10/3", False),
+    ],
+)
+def test_a_fraction_equals_its_decimals_where_the_gold_has_many(response, gold, correct):
+    assert math_verdict(response, gold).correct is correct
+
+
+def test_golds_may_be_solutions():
+    assert math_verdict("Answer: 25", r"Since $5^2$ is odd, it is $\boxed{25}$.").correct
+    assert math_verdict("Answer: 25", "Five times five.\n#### 25").correct
+    assert not math_verdict("Answer: 5", r"Since $5^2$ is odd, it is $\boxed{25}$.").correct
 
 
 @pytest.mark.parametrize(("response", "gold", "reason"), WRONG)
@@ -377,8 +430,9 @@ CHEATS = {
 @pytest.mark.parametrize("name", CHEATS)
 def test_negative_controls_score_nothing(name: str):
     response, reason = CHEATS[name]
-    verdict = math_verdict(response, "25")
-    assert (verdict.correct, verdict.reason) == (False, reason)
+    for rule in ("robust", "robust-marked"):
+        verdict = math_verdict(response, "25", rule=rule)
+        assert (verdict.correct, verdict.reason) == (False, reason)
 
 
 DAPO_FOOLED = {"chain of equations", "answer shotgun"}  # last "=" and last marker win: measured
@@ -469,7 +523,9 @@ def test_a_response_that_is_not_text_is_refused():
 def test_an_unknown_rule_is_refused_with_a_suggestion():
     with pytest.raises(ValueError, match=r"'robst'; did you mean 'robust'\?"):
         math_verdict("Answer: 25", "25", rule="robst")
-    with pytest.raises(ValueError, match="choose one of robust, dapo, gsm8k-strict, gsm8k-flex"):
+    with pytest.raises(
+        ValueError, match="choose one of robust, robust-marked, dapo, gsm8k-strict"
+    ):
         math_verdict("Answer: 25", "25", rule="zzz")
 
 
@@ -487,24 +543,14 @@ def test_golds_are_taken_out_of_answer_columns():
 # --- real data -------------------------------------------------------------------------------
 
 
-def posed(case: dict) -> str | None:
-    """Give a case the marker its own suite does not ask for; None for long unmarked prose."""
-    response = re.sub(r"(?m)^A: ", "Answer: ", case["response"])  # OpenAI's GSM8K solutions
-    if case["mode"] == "response" and extract(response)[0] is not None:
-        return response
-    if len(response) > 200:
-        return None
-    return "Answer: " + " ".join(response.split())
-
-
 def test_agreement_with_the_labelled_cases_of_other_projects():
+    """As they stand: no marker added, no gold taken out."""
     total, disagreements, rewarded = 0, set(), set()
     for case in rows_of("verifier_cases.jsonl"):
-        response = None if case["config_dependent"] else posed(case)
-        if response is None:
+        if case["config_dependent"]:
             continue
         total += 1
-        verdict = math_verdict(response, gold_of(case["gold"]))
+        verdict = math_verdict(case["response"], case["gold"])
         if verdict.correct != case["expected"]:
             disagreements.add(case["id"])
             rewarded |= {case["id"]} if verdict.correct else set()
@@ -512,9 +558,17 @@ def test_agreement_with_the_labelled_cases_of_other_projects():
     assert not rewarded, "an answer that its suite labels wrong was rewarded"
     assert total >= FLOOR_CASES
     assert disagreements == set(DISAGREEMENTS)
-    unclear = sum(reason == UNCLEAR for reason in DISAGREEMENTS.values())
-    conventions = len(DISAGREEMENTS) - unclear
-    assert 1 - unclear / (total - conventions) >= 0.99
+    conventions = sum(reason == FALSE_CHAIN for reason in DISAGREEMENTS.values())
+    assert 1 - (len(DISAGREEMENTS) - conventions) / (total - conventions) >= 0.99
+
+
+def test_no_copied_problem_passes():
+    """With its prompt or without, in the right place or not."""
+    sets = {"gsm8k": "gsm8k/test.jsonl", "math500": "math500/test.jsonl"}
+    for name, file in sets.items():
+        for template in (None, "{prompt}"):
+            for problem in load_task(name, str(data_file(file)), template=template):
+                assert not math_verdict(problem.prompt, problem.answer).correct, problem.prompt
 
 
 def test_no_problem_verifies_as_its_own_answer():

@@ -9,6 +9,7 @@ from orthora.rewards.code import (
     extract_program,
 )
 from orthora.rewards.dapo import dapo_score
+from orthora.rewards.judging import verdicts_of
 from orthora.rewards.maths import gold_of, math_verdict
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "extract_program",
     "gold_of",
     "math_verdict",
+    "verdicts_of",
 ]

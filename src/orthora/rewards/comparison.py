@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from itertools import accumulate
 
 from orthora.rewards.extraction import MAX_ANSWERS, MAX_LIST
@@ -27,6 +28,7 @@ _NAME = re.compile(
 _APPROXIMATELY = re.compile(r"(.+?) ?(?:\\approx|≈) ?-?[0-9,]*\.[0-9]+ ?(?:[A-Za-z]{2,20})?")
 _SWAPPED = re.compile(r"(?=[^=]*[0-9])([^=]+?) ?= ?([A-Za-z](?:_\{?[A-Za-z0-9]\}?)?)")
 _COMMA = re.compile(r"-?(?:[0-9]+,(?:[0-9]{2}|[0-9]{4,9})|0,[0-9]{2,9})")
+_DECIMALS = re.compile(r"[+-]?[0-9]*\.([0-9]{6,})")
 _TRAILING = re.compile(rf"[+-]?{DECIMAL} ?([A-Za-z]{{1,20}})(?: ?\^\{{?[23]\}}?)?")
 
 
@@ -123,11 +125,22 @@ def _chain(answer: str, gold: str, symbolic: Symbolic) -> tuple[bool, str]:
     return True, "equal chain"
 
 
+def _rounded(answer: str, gold: str) -> bool:
+    """Whether the gold is a fraction's decimals, six or more of them, cut or rounded."""
+    decimals = _DECIMALS.fullmatch(gold)
+    exact, given = rational(answer), rational(gold)
+    if not decimals or "." in answer or exact is None or given is None:
+        return False
+    return abs(exact - given) < Fraction(1, 10 ** len(decimals[1]))
+
+
 def _equal(answer: str, gold: str, symbolic: Symbolic) -> tuple[bool, str]:
     """Compare two texts without relations: as strings, as numbers, then by ``symbolic``."""
     if key_of(answer) == key_of(gold):
         return True, "exact"
     same = same_number(answer, gold)
+    if same is False and _rounded(answer, gold):
+        return True, "equal as far as the gold goes"
     if same is not None:
         return same, "equal numbers" if same else "different number"
     tails = [_TRAILING.fullmatch(unwrapped(text)) for text in (answer, gold)]

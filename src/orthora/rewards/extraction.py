@@ -10,7 +10,12 @@ MAX_LIST = 12
 """Members of the longest list, and of the longest series of boxes, that is compared as a list."""
 MAX_ANSWERS = 3
 """Distinct ``Answer:`` lines, of the last 24, taken for self-correction; more are a shotgun."""
+MAX_STATEMENT = 200
+"""Characters at the end of a response without a mark that are looked at, in whole sentences."""
 _EDGES = " \t\r\n*_`"
+_SENTENCE_END = re.compile(r"(?<=[.!。！])\s+")
+_CONCLUSION = re.compile(r"(?<=\s)(?=(?:So|Thus|Hence|Therefore),? )")
+_HOPE = re.compile(r"\s+I hope it is correct\.?\s*\Z")
 _THINK = re.compile(r"<(/?)think>", re.IGNORECASE)
 _STOP = re.compile(
     r"<\|(?:im_start|im_end|endoftext|end_of_text|eot_id|end|eos|pad)\|>"
@@ -22,6 +27,7 @@ _FRAME = re.compile(
 )
 _HASHES = re.compile(r"####[ \t:]*([^\n]+)")
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_ANSWERED = re.compile(r"<answer>([^<]{1,1000})</answer>[^<]{0,20}\Z", re.IGNORECASE)
 _BRACES = re.compile(
     r"(\\{1,3}(?:(?:begin|frame|final)?boxed|f(?:rame)?box)\s{0,4}\{)|\\.|[{}]", re.DOTALL
 )
@@ -44,7 +50,9 @@ def _final_text(response: str) -> str:
             outside.append(response[start : tag.start()])
             inside = True
     if inside:
-        return ""
+        tail = response[start:] if start else response
+        answered = _ANSWERED.search(tail)  # the answer's tag ends reasoning that was left open
+        return f"Answer: {answered[1]}" if answered else ""
     pieces = _STOP.split("".join([*outside, response[start:]]))
     text = next((piece for piece in pieces if piece.strip()), "")
     return _ANSWER_TAG.sub(lambda tag: "\n" if tag[1] else "\nAnswer: ", text)
@@ -112,24 +120,26 @@ def _line_after(text: str, start: int) -> str:
     return match[1] if match else line
 
 
-def extract(response: str) -> tuple[str | None, str]:
+def extract(response: str, *, marked: bool = True) -> tuple[str | None, str]:
     r"""Take the one final answer out of a response.
 
     Args:
         response: decoded text of the response, with or without stop tokens.
+        marked: False reads a response without any mark as well: as an answer alone, or by its last
+            statement.
 
     Returns:
         The answer as it stands and "", or None and the reason: "no answer" (none marked, or a think
         tag never closed) or "answer shotgun" (more than three different ``Answer:`` lines).
     """
-    source, problem = passage_of(response)
+    source, problem = passage_of(response, marked=marked)
     if source is None:
         return None, problem
     box = (last_box(source) or "").strip()
     return (box or source), ""
 
 
-def passage_of(response: str) -> tuple[str | None, str]:
+def passage_of(response: str, *, marked: bool = True) -> tuple[str | None, str]:
     """Return the passage that holds the final answer: a marked line, or all of a boxed answer."""
     text = _final_text(response)
     markers = list(_MARKER.finditer(text))[-8 * MAX_ANSWERS :]
@@ -142,4 +152,26 @@ def passage_of(response: str) -> tuple[str | None, str]:
     if (last_box(text) or "").strip():
         return text, ""
     hashes = _HASHES.findall(text)
-    return (hashes[-1].strip(_EDGES), "") if hashes else (None, "no answer")
+    if hashes:
+        return hashes[-1].strip(_EDGES), ""
+    if marked or markers or "boxed" in text:  # a mark without an answer is no answer
+        return None, "no answer"
+    return _last_statement(text), "no answer"
+
+
+def _last_statement(text: str) -> str | None:
+    """Return the end of a response without a mark: all of a short one, else its last line."""
+    text = _HOPE.sub("", text)
+    lines = [line.strip() for line in text.splitlines() if line.strip(_EDGES)]
+    if not lines:
+        return None
+    if lines[-1].startswith("A: "):  # as OpenAI's GSM8K solutions end
+        return lines[-1][3:]
+    whole = " ".join(text.split())
+    if len(whole) <= MAX_STATEMENT:
+        return whole
+    sentences = _SENTENCE_END.split(lines[-1])
+    while len(sentences) > 1 and sum(map(len, sentences)) > MAX_STATEMENT:
+        del sentences[0]
+    statement = _CONCLUSION.split(" ".join(sentences))[-1]
+    return statement if len(statement) <= MAX_ANSWER else None

@@ -17,7 +17,7 @@ from orthora.rewards.robust import robust_verdict
 from orthora.rewards.spelling import tidy
 from orthora.types import Verdict
 
-RULES = ("robust", "dapo", "gsm8k-strict", "gsm8k-flexible")
+RULES = ("robust", "robust-marked", "dapo", "gsm8k-strict", "gsm8k-flexible")
 """Names of the answer rules."""
 MAX_SYMBOLIC = 200
 """Characters of the longest answer or gold that computer algebra is asked about."""
@@ -32,6 +32,7 @@ MAX_FACTORIAL = 100
 MAX_NESTING = 15
 """Deepest nesting of brackets that computer algebra is given."""
 
+_SOLUTION = re.compile(r"\\boxed|#### ")
 _NESTING = {**dict.fromkeys("([{", 1), **dict.fromkeys(")]}", -1)}
 _HEAVY = re.compile(r"\\(?:sum|prod|int|oint|lim|bmod|pmod|mod|Gamma|zeta|det)(?![A-Za-z])")
 _CODE = re.compile(r"__|[\"'`@#?]|(?<![A-Za-z])lambda(?![A-Za-z])")
@@ -159,8 +160,10 @@ def math_verdict(response: str, gold: str, *, rule: str = "robust") -> Verdict:
     Args:
         response: decoded text of the response.
         gold: the gold answer, e.g. from :func:`gold_of`.
-        rule: "robust", the default rule of this package; "dapo", verl's rule for DAPO; or
-            "gsm8k-strict" or "gsm8k-flexible", verl's two rules for GSM8K.
+        rule: "robust", the default rule of this package, which takes the last statement where no
+            answer is marked; "robust-marked", the same without that, for training, where a response
+            that was cut must not pass; "dapo", verl's rule for DAPO; or "gsm8k-strict" or
+            "gsm8k-flexible", verl's two rules for GSM8K.
 
     Returns:
         The verdict.
@@ -181,4 +184,6 @@ def math_verdict(response: str, gold: str, *, rule: str = "robust") -> Verdict:
         return dapo_verdict(response, gold)
     if rule.startswith("gsm8k-"):
         return gsm8k_verdict(response, gold, flexible=rule == "gsm8k-flexible")
-    return robust_verdict(response, gold, symbolic=symbolic_equal)
+    marked = rule == "robust-marked"
+    gold = gold_of(gold) if _SOLUTION.search(gold) else gold
+    return robust_verdict(response, gold, symbolic=symbolic_equal, marked=marked)

@@ -24,10 +24,10 @@ _MONEY = re.compile(r"\$?\\\$|\$(?=[^$]*$)")
 _DOLLARS = ("dollar", "dollars", "usd", "bucks", "us dollars")
 
 
-def _readings(response: str, gold: str) -> Iterator[str]:
+def _readings(response: str, gold: str, marked: bool) -> Iterator[str]:
     """Yield the ways to read the final answer: as it stands, as a series of boxes, as a claim."""
-    source, _ = passage_of(response)
-    answer, _ = extract(response)
+    source, _ = passage_of(response, marked=marked)
+    answer, _ = extract(response, marked=marked)
     if source is None or answer is None:
         return
     yield answer
@@ -37,18 +37,19 @@ def _readings(response: str, gold: str) -> Iterator[str]:
         yield from claims_of(answer, gold)
 
 
-def robust_verdict(response: str, gold: str, *, symbolic: Symbolic) -> Verdict:
+def robust_verdict(response: str, gold: str, *, symbolic: Symbolic, marked: bool = True) -> Verdict:
     """Judge a response by the default rule.
 
     Args:
         response: decoded text of the response.
         gold: the gold answer; see :func:`orthora.rewards.maths.gold_of` for data sets' columns.
         symbolic: decides what neither strings nor rationals decide.
+        marked: whether the answer must be marked; see :func:`orthora.rewards.extraction.extract`.
 
     Returns:
         The verdict, with the answer as it was compared.
     """
-    answer, problem = extract(response)
+    answer, problem = extract(response, marked=marked)
     if answer is None:
         return Verdict(False, None, problem)
     if any(unicodedata.category(c) in ("Cc", "Cf") and c not in "\t\r\n" for c in answer):
@@ -61,7 +62,7 @@ def robust_verdict(response: str, gold: str, *, symbolic: Symbolic) -> Verdict:
     if gold_unit and gold_unit not in _DOLLARS and _MONEY.match(answer.strip()):
         return Verdict(False, tidy(answer), "different unit")
     first: Verdict | None = None
-    for reading in _readings(response, gold):
+    for reading in _readings(response, gold, marked):
         tidied = tidy(reading)
         correct, reason = compare(tidied, tidy(gold), symbolic)
         verdict = Verdict(correct, tidied, reason)

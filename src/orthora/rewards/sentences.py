@@ -29,6 +29,7 @@ _CONFIRMED = re.compile(
     r"(?i) ?(?:is|are) (?:the|our|my) (?:final |correct )?(?:answer|solution).*"
 )
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_PERCENT = re.compile(rf"(?<![^\s$])(-?{DECIMAL}) ?\\?%")
 _LONE_NUMBER = re.compile(
     rf"(?<![^\s$€£(\u4e00-\u9fff])(-?[$€£]?{DECIMAL})(?![0-9A-Za-z%^/*!]|[.,][0-9])"
 )
@@ -71,6 +72,9 @@ def claims_of(line: str, gold: str) -> Iterator[str]:
     words = {word.lower() for word in re.findall("[A-Za-z]+", piece)}
     numbers = _LONE_NUMBER.findall(piece)
     odd = not words.isdisjoint(NOT_UNITS.split()) or set(piece) & set(MULTIPLIERS + "\\^%=<>{}")
+    percents = _PERCENT.findall(piece)
+    if "%" in gold and len(percents) == 1 == len(re.findall(r"[0-9][0-9.,]*", piece)):
+        yield f"{percents[0]}%"
     lone = len(numbers) == 1 == len(re.findall(r"[0-9][0-9.,]*", piece))
     long = len(piece.split()) + len(_CJK.findall(piece)) > 3
     if lone and long and not odd and rational(tidy(gold)) is not None:

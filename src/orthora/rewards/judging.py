@@ -1,0 +1,77 @@
+"""Verdicts on many responses, by the verifier that each problem needs."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from orthora.rewards.code import CodeJob, code_verdict
+from orthora.rewards.launch import SandboxError
+from orthora.rewards.maths import math_verdict
+from orthora.types import Problem, Verdict
+
+ATTEMPTS = 3
+"""Times that a sandbox is tried before a program goes without a score."""
+
+
+def verdicts_of(
+    responses: Sequence[str],
+    problems: Sequence[Problem],
+    *,
+    rule: str = "robust",
+    timeout: float = 5.0,
+    told: Callable[[], None] = lambda: None,
+) -> list[Verdict | None]:
+    """Judge each response to its problem: programs in sandboxes, some at once; answers by a rule.
+
+    Args:
+        responses: decoded texts.
+        problems: the problem that each one answers; those with tests are programming problems.
+        rule: of `orthora.math_verdict`, for the others.
+        timeout: seconds for a program and its tests.
+        told: called once for each verdict, for a progress bar.
+
+    Returns:
+        Verdicts, in order; None where the sandbox failed `ATTEMPTS` times, which says nothing about
+        the program and must not count as wrong.
+
+    Raises:
+        ValueError: an unknown rule, or tests of a form that the judge does not know.
+        SandboxError: if no program at all could be judged, as where the host has no sandbox.
+    """
+    found: list[Verdict | None] = [None] * len(responses)
+    programs = [i for i, problem in enumerate(problems) if problem.tests]
+    failures: list[SandboxError] = []
+
+    def judge(index: int) -> None:
+        problem = problems[index]
+        job = CodeJob(responses[index], problem.tests, problem.setup)
+        try:
+            found[index] = _patiently(job, timeout)
+        except SandboxError as error:
+            failures.append(error)
+        told()
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "sandbox") as pool:
+        try:
+            list(pool.map(judge, programs[:1]))  # alone, to fail at once where there is no sandbox
+            if len(failures) == 1:
+                raise failures[0]
+            list(pool.map(judge, programs[1:]))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    for index, (response, problem) in enumerate(zip(responses, problems, strict=True)):
+        if not problem.tests:
+            found[index] = math_verdict(response, problem.answer, rule=rule)
+            told()
+    return found
+
+
+def _patiently(job: CodeJob, timeout: float) -> Verdict:
+    """One program's verdict, trying the sandbox again where it fails."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return code_verdict(job.program, job.tests, setup=job.setup, timeout=timeout)
+        except SandboxError:
+            if attempt == ATTEMPTS:
+                raise
+    raise AssertionError("the loop returns or raises")
