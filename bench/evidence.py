@@ -42,14 +42,19 @@ class Evidence:
     Attributes:
         runs: all that are done, by name.
         seeds: those for which the whole grid is done.
+        main_seeds: those for which the main comparison is done; see `steer.is_main`.
     """
 
     def __init__(self, records: Sequence[Run]) -> None:
         self.runs = {record["name"]: record for record in records}
         wanted: dict[int, set[str]] = {}
+        needed: dict[int, set[str]] = {}
         for run in steer.grid("evidence", SEEDS):
             wanted.setdefault(run["settings"]["seed"], set()).add(run["name"])
+            if steer.is_main(run):
+                needed.setdefault(run["settings"]["seed"], set()).add(run["name"])
         self.seeds = [seed for seed, names in wanted.items() if names <= self.runs.keys()]
+        self.main_seeds = [seed for seed, names in needed.items() if names <= self.runs.keys()]
 
     def of(self, kind: str, method: str, lr: float, seed: int) -> Run:
         """One run."""
@@ -138,6 +143,39 @@ def comparison(found: Evidence, mark: int) -> list[str]:
             target = kind.split()[1]
             lines.append(f"| target {target}, from {lr:g} | {' | '.join(cells)} |")
     return lines
+
+
+def main_comparison(found: Evidence) -> list[str]:
+    """One adaptive setting against the fixed rates, on every seed that has these runs."""
+    kind, first = f"adaptive {steer.TARGETS[1]:g}", steer.STARTS[1]
+    rates = steer.FIXED[1:3]
+    heads = [f"fixed {lr:g}" for lr in rates] + [f"{kind} from {first:g}", "less the better rate"]
+    lines = [f"| method | {' | '.join(heads)} |", "| --- | --- | --- | --- | --- |"]
+    mark = steer.MARKS[-1]
+    settings = [("fixed", lr) for lr in rates] + [(kind, first)]
+
+    def scores(setting: tuple[str, float], method: str) -> list[Score]:
+        return [score(found.of(setting[0], method, setting[1], s), mark) for s in found.main_seeds]
+
+    means = {
+        setting: [statistics.fmean(v for v, _ in scores(setting, m)) for m in steer.METHODS]
+        for setting in settings[:-1]
+    }
+    shared = max(means, key=lambda setting: statistics.fmean(means[setting]))
+    gains: list[float] = []
+    for method in steer.METHODS:
+        values = [[t for _, t in scores(setting, method)] for setting in settings]
+        against = [t for _, t in scores(shared, method)]
+        gain = [mine - theirs for mine, theirs in zip(values[-1], against, strict=True)]
+        gains += gain
+        cells = [f"{statistics.fmean(v):.3f}" for v in values] + [f"{statistics.fmean(gain):+.3f}"]
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    overall = [
+        statistics.fmean(t for m in steer.METHODS for _, t in scores(setting, m))
+        for setting in settings
+    ]
+    cells = [f"{value:.3f}" for value in overall] + [_with_interval(gains)]
+    return [*lines, f"| **mean** | {' | '.join(cells)} |"]
 
 
 def _with_interval(values: Sequence[float]) -> str:
@@ -269,6 +307,10 @@ def main() -> int:
     dogs = watchdog(found.runs)
     print("\n".join(dogs))
     tables: list[str] = []
+    if found.main_seeds:
+        size = f"{len(found.main_seeds)} seeds, {len(steer.METHODS) * len(found.main_seeds)} pairs"
+        tables += [f"Test pass@1 after {steer.MARKS[-1]} steps, {size}:", ""]
+        tables += main_comparison(found)
     if found.seeds:
         for mark in steer.MARKS:
             tables += ["", *comparison(found, mark)]
@@ -276,7 +318,7 @@ def main() -> int:
         tables += ["", f"Test pass@1 after {steer.MARKS[-1]} steps, {len(found.seeds)} seed(s), "]
         tables[-1] += f"{pairs} pairs:"
         tables += ["", *table_of_methods(found, steer.MARKS[-1])]
-        print("\n".join(tables))
+    print("\n".join(tables))
     if options.docs:
         shares = steer.RESULTS / "kl-share.json"
         if shares.is_file():
@@ -285,8 +327,9 @@ def main() -> int:
         costs = overhead.all_results()
         put(options.docs / "adaptive-kl.md", "bench-overhead", overhead.markdown(costs))
         put(options.docs / "watchdog.md", "bench-watchdog", dogs)
-        if found.seeds:
+        if tables:
             put(options.docs / "adaptive-kl.md", "bench-steer", tables)
+        if found.seeds:
             figure(found, options.docs / "adaptive-kl.svg")
     return 0
 

@@ -80,14 +80,28 @@ def grid(name: str, seeds: int) -> Iterator[Run]:
                         setting = {"schedule": "adaptive-kl"} | changes
                         yield _run(f"{law}", method, lr, seed, setting, steps=60)
         return
-    for seed in range(seeds):
-        for method in METHODS:
-            for lr in FIXED:
-                yield _run("fixed", method, lr, seed, {})
-            for target in TARGETS:
-                for lr in STARTS:
-                    setting = {"schedule": "adaptive-kl", "kl_target": target}
-                    yield _run(f"adaptive {target:g}", method, lr, seed, setting)
+    everything = [run for seed in range(seeds) for run in _cells(seed)]
+    # first what the main comparison needs of every seed, then seed by seed the rest
+    yield from sorted(everything, key=lambda run: not is_main(run) and run["settings"]["seed"] > 0)
+
+
+def _cells(seed: int) -> Iterator[Run]:
+    """All cells of the evidence of one seed."""
+    for method in METHODS:
+        for lr in FIXED:
+            yield _run("fixed", method, lr, seed, {})
+        for target in TARGETS:
+            for lr in STARTS:
+                setting = {"schedule": "adaptive-kl", "kl_target": target}
+                yield _run(f"adaptive {target:g}", method, lr, seed, setting)
+
+
+def is_main(run: Run) -> bool:
+    """Whether a run is in the main comparison: one adaptive setting against shared fixed rates."""
+    settings = run["settings"]
+    if settings.get("schedule") == "adaptive-kl":
+        return settings["kl_target"] == TARGETS[1] and settings["learning_rate"] == STARTS[1]
+    return settings["learning_rate"] in FIXED[1:3]
 
 
 def _run(
@@ -124,7 +138,14 @@ def train(run: Run) -> Run:
             how = Sampling(max_tokens=config.max_response_tokens)
             with folded(parts.model) if folds_exactly(parts.model) else torch.no_grad():
                 found = {
-                    split: score(parts.model, parts.tokenizer, problems, how, SAMPLES)
+                    split: score(
+                        parts.model,
+                        parts.tokenizer,
+                        problems,
+                        how,
+                        SAMPLES,
+                        rule=config.reward_rule,
+                    )
                     for split, problems in held_out.items()
                 }
             return {split: result.pass_at_1 for split, result in found.items()} | {

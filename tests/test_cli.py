@@ -25,9 +25,10 @@ def test_help_lists_every_command(capsys):
 def test_the_command_line_is_frozen():
     """A new flag is a decision: it is a config field, and it is listed here."""
     assert sorted(COMMANDS) == [
-        "contamination", "demo", "eval", "export", "init", "methods", "probe", "report", "train",
+        "compare", "contamination", "demo", "eval", "export", "init", "methods", "probe", "report",
+        "rescore", "train",
     ]  # fmt: skip
-    assert len(TrainConfig.model_fields) == 90
+    assert len(TrainConfig.model_fields) == 92
 
 
 def test_methods_lists_the_registry(capsys):

@@ -7,10 +7,12 @@ MINIMAL = {"model": "tiny", "out": "x", "task": "arithmetic"}
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_validates_and_survives_a_round_trip_through_toml(name, tmp_path):
-    config = build(TrainConfig, name)
+    kind = EvalConfig if name.startswith("eval-") else TrainConfig
+    needed = {"model": "m"} if kind is EvalConfig else {}  # what an evaluation leaves to the user
+    config = build(kind, needed | read_toml(name))
     file = tmp_path / "config.toml"
     file.write_text(to_toml(config))
-    assert build(TrainConfig, file) == config
+    assert build(kind, file) == config
 
 
 def test_what_is_off_stays_off_through_toml(tmp_path):
@@ -105,7 +107,7 @@ def test_a_config_is_frozen():
 
 
 def test_missing_and_broken_toml_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"nofile.*presets?: paper, tiny"):
+    with pytest.raises(ValueError, match=r"nofile.*presets?: eval-dapo, .*paper, tiny"):
         read_toml("nofile")
     broken = tmp_path / "broken.toml"
     broken.write_text("rank = = 3")
@@ -114,5 +116,43 @@ def test_missing_and_broken_toml_files_are_named(tmp_path):
 
 
 def test_greedy_evaluation_takes_one_sample():
+    greedy = {"model": "tiny", "task": "arithmetic", "temperature": 0}
+    assert build(EvalConfig, greedy).samples_of() == 1
     with pytest.raises(ValueError, match="samples = 1"):
-        build(EvalConfig, {"model": "tiny", "task": "arithmetic", "temperature": 0})
+        build(EvalConfig, greedy | {"samples": 4})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task": "gsm9k"}, ["'gsm9k'", "'gsm8k'"]),
+        ({"task": "file"}, ["needs data"]),
+        ({"model": None}, ["give model, or adapter"]),
+        ({"checkpoints": True}, ["adapter", "out"]),
+        ({"prompt_column": "question"}, ["prompt_column", "task 'file'"]),
+        ({"answer_column": "gold"}, ["answer_column", "task 'file'"]),
+        ({"task": "mbpp", "reward_rule": "dapo"}, ["reward_rule", "answers"]),
+        ({"trained_on_data": "x.jsonl"}, ["trained_on_data", "trained_on"]),
+        ({"any_base": True}, ["any_base", "adapter"]),
+        ({"samples": 0}, ["samples", "0"]),
+        ({"drop": ["copies"]}, ["drop", "copies"]),
+        ({"reward_rule": "exact"}, ["reward_rule", "exact"]),
+        ({"temperatur": 1}, ["'temperatur'", "'temperature'"]),
+    ],
+)
+def test_a_mistake_in_an_evaluation_is_one_line_that_names_the_value(change, words):
+    with pytest.raises(ValueError, match=r".+") as error:
+        build(EvalConfig, {"model": "tiny", "task": "arithmetic"} | change)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("task", "samples"),
+    [("aime24", 32), ("math500", 4), ("gsm8k", 4), ("mbpp", 10), ("arithmetic", 4)],
+)
+def test_the_usual_number_of_samples_is_the_tasks(task, samples):
+    assert build(EvalConfig, {"model": "tiny", "task": task}).samples_of() == samples
+    assert build(EvalConfig, {"model": "tiny", "task": task, "samples": 7}).samples_of() == 7

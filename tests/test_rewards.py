@@ -523,9 +523,7 @@ def test_a_response_that_is_not_text_is_refused():
 def test_an_unknown_rule_is_refused_with_a_suggestion():
     with pytest.raises(ValueError, match=r"'robst'; did you mean 'robust'\?"):
         math_verdict("Answer: 25", "25", rule="robst")
-    with pytest.raises(
-        ValueError, match="choose one of robust, robust-marked, dapo, gsm8k-strict"
-    ):
+    with pytest.raises(ValueError, match="choose one of robust, robust-marked, dapo, gsm8k-strict"):
         math_verdict("Answer: 25", "25", rule="zzz")
 
 

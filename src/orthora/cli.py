@@ -20,6 +20,8 @@ HELP = """orthora: low-rank adaptation for reinforcement learning with verifiabl
   orthora train --config FILE [--key ...]  train an adapter; presets: tiny, paper
   orthora probe --config FILE [--key ...]  before training: what one step does, by method
   orthora eval  --config FILE [--key ...]  sample, verify, report pass@k with intervals
+  orthora rescore DIR                      verify the samples of an evaluation again
+  orthora compare DIR DIR                  paired difference of evaluations, exact test
   orthora contamination EVAL TRAIN         which evaluation problems a training set holds
   orthora export --run RUN --out DIR       write a run's adapter as plain PEFT, or merged
   orthora demo                             compare five initialisations on the embedded model
@@ -55,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 130
 
 
-_GO_ON = {"train": "go on with --resume", "init": "the same command goes on"}
+_AGAIN = "the same command goes on"
+_GO_ON = {"train": "go on with --resume", "init": _AGAIN, "eval": f"with --out, {_AGAIN}"}
 
 
 def _stopped(command: str) -> str:
@@ -69,7 +72,14 @@ def _run(command: str, rest: list[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown command {command!r}.{hint} Commands: {', '.join(COMMANDS)}")
-    COMMANDS[command](rest)
+    try:
+        COMMANDS[command](rest)
+    except RuntimeError as error:
+        from orthora.rewards import SandboxError
+
+        if isinstance(error, SandboxError):
+            raise OSError(str(error)) from error
+        raise
     return 0
 
 
@@ -151,21 +161,28 @@ def _probe(arguments: list[str]) -> None:
 
 
 def _eval(arguments: list[str]) -> None:
-    """Evaluate a model or an adapter."""
+    """Evaluate a model, an adapter, or a run's checkpoints."""
     from orthora.config import EvalConfig
 
     config = _config(EvalConfig, arguments, "eval")
     quiet_libraries()
-    from orthora.evaluate import evaluate
+    from orthora.evaluate.command import run_eval
 
-    result = evaluate(config)
-    low, high = result.interval
-    print(f"pass@1 {result.pass_at_1:.4f}  (95 % interval {low:.4f} to {high:.4f})")
-    print("  ".join(f"pass@{k} {value:.4f}" for k, value in result.pass_at_k.items()))
-    print(
-        f"{result.problems} problems x {result.samples} samples; truncated {result.truncated:.2%}, "
-        f"no answer {result.no_answer:.2%}, mean length {result.mean_length:.1f} tokens"
-    )
+    run_eval(config)
+
+
+def _rescore(arguments: list[str]) -> None:
+    """Verify kept samples again."""
+    from orthora.evaluate.command import run_rescore
+
+    run_rescore(arguments)
+
+
+def _compare(arguments: list[str]) -> None:
+    """Compare evaluations of the same problems."""
+    from orthora.evaluate.command import run_compare
+
+    run_compare(arguments)
 
 
 def _export(arguments: list[str]) -> None:
@@ -202,9 +219,10 @@ def _demo(arguments: list[str]) -> None:
 def _report(arguments: list[str]) -> None:
     """Table and page of a folder of runs."""
     options = _parse(_ReportOptions, arguments, "report")
+    from orthora.evaluations import load_evaluations
     from orthora.report import load_runs, print_table, write_report
 
-    print_table(load_runs(options.runs))
+    print_table(load_runs(options.runs), load_evaluations(options.runs))
     page = write_report(options.runs, options.runs / "report.html", title=options.title)
     print(page)
 
@@ -222,6 +240,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "probe": _probe,
     "eval": _eval,
+    "rescore": _rescore,
+    "compare": _compare,
     "contamination": _contamination,
     "export": _export,
     "demo": _demo,
@@ -297,7 +317,7 @@ class _DemoOptions:
 @dataclass(frozen=True)
 class _ReportOptions:
     runs: Path
-    """Folder whose direct subfolders are runs."""
+    """Folder whose direct subfolders are runs, with evaluations beside or in them."""
     title: str = "orthora runs"
     """Of the page."""
 
@@ -343,8 +363,11 @@ def _config(kind: type[Any], arguments: list[str], command: str) -> Any:
 
 
 def _required(kind: type[Any], table: dict[str, Any]) -> dict[str, Any]:
-    """Stand-ins for required fields, to check a file that leaves them to the flags."""
+    """Stand-ins for what a config must have, to check a file that leaves them to the flags."""
     needed = [name for name, info in kind.model_fields.items() if info.is_required()]
     if table.get("task", "file") == "file":  # other tasks refuse it
         needed.append("data")
+    if "any_base" in kind.model_fields:  # of an evaluation
+        needed += ["adapter", "out"] if table.get("checkpoints") else []
+        needed += [] if table.get("adapter") else ["model"]
     return dict.fromkeys(needed, "?")

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from orthora import models
-from orthora.adapters import check_adapter, write_merged, write_residual
-from orthora.config import TrainConfig, build, read_toml
+from orthora.adapters import adapt, write_merged, write_residual
+from orthora.trained import check_finished, config_of, trained_model
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -34,8 +34,8 @@ def export_merged(model_or_run: Any, out_dir: str | Path, *, dtype: str | None =
     kind = None if dtype is None else getattr(torch, dtype)
     if not isinstance(model_or_run, str | Path):
         return write_merged(model_or_run, out_dir, kind)
-    config, model = _trained(Path(model_or_run))
-    write_merged(model, out_dir, kind)
+    config = config_of(Path(model_or_run))
+    write_merged(trained_model(Path(model_or_run), config.dtype, "cpu"), out_dir, kind)
     models.load_tokenizer(config.model).save_pretrained(str(out_dir))
     return Path(out_dir)
 
@@ -54,36 +54,10 @@ def export_residual(model: Any, out_dir: str | Path) -> Path:
     return write_residual(model, out_dir)
 
 
-def _config_of(run: Path) -> TrainConfig:
-    if not (run / "config.toml").is_file():
-        raise ValueError(f"{run} is no run folder (no config.toml)")
-    return build(TrainConfig, read_toml(run / "config.toml"))
-
-
-def _check_finished(run: Path) -> None:
-    """The run's adapter is there and whole."""
-    if not (run / "adapter" / "adapter_config.json").is_file():
-        raise ValueError(f"{run} has no finished adapter; let the run finish (--resume)")
-    check_adapter(run / "adapter")
-
-
-def _trained(run: Path) -> tuple[TrainConfig, Any]:
-    """The config of a finished run, and its trained model."""
-    config = _config_of(run)
-    if (run / "model" / "config.json").is_file():
-        return config, models.load_model(str(run / "model"), config.dtype, "cpu")
-    _check_finished(run)
-    return config, models.load_adapter(
-        models.load_model(config.model, config.dtype, "cpu"), str(run)
-    )
-
-
 def _restarted(run: Path) -> Any:
     """The trained model of a finished run with its anchors, from the rank-2r form."""
-    from orthora.adapters import adapt
-
-    config = _config_of(run)
-    _check_finished(run)
+    config = config_of(run)
+    check_finished(run)
     model = adapt(
         models.load_model(config.model, config.dtype, "cpu"),
         config.method,

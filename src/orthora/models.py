@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from orthora import tiny
 from orthora.checkpoint import refuse_quantised
@@ -209,6 +209,21 @@ def pick_device(device: str) -> str:
     return device
 
 
+def load_config(model: str) -> Any:
+    """The transformers config of a model.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    name = resolve(model)
+    _check_folder(name)
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"can't load the config of {model!r}: {line}") from error
+
+
 def load_adapter(model: Any, adapter: str) -> Any:
     """``model`` with a plain PEFT adapter, from its folder or from a run folder.
 
@@ -224,10 +239,28 @@ def load_adapter(model: Any, adapter: str) -> Any:
         raise ValueError(f"{adapter!r} holds no adapter (no adapter_config.json)")
     check_adapter(folder)
     try:
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        adapted = PeftModel.from_pretrained(model, str(folder)).eval()
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"adapter {adapter!r} does not fit the model: {line} (is this the base it was "
             "trained on?)"
         ) from error
+    _check_all_used(adapted, folder, adapter)
+    return adapted
+
+
+def _check_all_used(adapted: Any, folder: Path, adapter: str) -> None:
+    """Every tensor of the adapter has a place, and every place a tensor: PEFT only warns."""
+    from peft import get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    given = load_peft_weights(str(folder), device="cpu").keys()
+    places = get_peft_model_state_dict(adapted).keys()
+    odd = sorted(given - places) + sorted(places - given)
+    if odd:
+        what = "has no place in" if odd[0] in given else "is missing for"
+        raise ValueError(
+            f"adapter {adapter!r} does not fit the model: {odd[0]!r} {what} it, and {len(odd) - 1} "
+            "more (is this the base it was trained on?)"
+        )

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
+from typing import Any
 
+from orthora.evaluations import EVAL_COLUMNS, EvalView, load_evaluations
 from orthora.figures import CHARTS, chart_html, legend_html
 from orthora.findings import findings
-from orthora.runs import COLUMNS, Row, RunView, Table, flatten, join_names, load_runs, summary_rows
+from orthora.runs import COLUMNS, RunView, Table, flatten, join_names, load_runs, summary_rows
 
 _CSS = """
 :root{color-scheme:light dark;--ink:#1d2126;--soft:#5a626d;--back:#f6f7f9;--card:#fff;
@@ -74,21 +76,38 @@ _NOTES = {
     "Seconds": "Wall time of the run.",
     "Reward and pass rate in the charts": "On the training rollouts of each step, not held-out.",
 }
+_EVAL_NOTES = {
+    "Pass@1": "Mean over problems of the share of correct samples (mean@n), with a 95 % bootstrap "
+    "interval over problems.",
+    "Pass@k": "Unbiased, for k as large as there are samples.",
+    "No answer": "Responses in which the verifier found no answer, cut at the limit or not.",
+    "No score": "Samples whose sandbox failed; they count neither as right nor as wrong.",
+    "Rules differ on": "Samples that the rules robust and dapo judge differently.",
+    "In training data": "Problems found in the training data: word for word, by half of their word "
+    "10-grams, or by their opening.",
+}
 
 
-def print_table(runs: Sequence[RunView]) -> None:
-    """Prints the summary as a table in the terminal."""
+def print_table(runs: Sequence[RunView], evaluations: Sequence[EvalView] = ()) -> None:
+    """Prints the summary as tables in the terminal."""
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = RichTable(*(name for name, _ in COLUMNS))
-    for row in summary_rows(runs):
-        table.add_row(*(Text(cell(row)) for _, cell in COLUMNS))
     console = Console()
     if not console.is_terminal:  # a log has no width; 80 columns would cut the numbers
         console = Console(width=max(console.width, 160))
-    console.print(table)
+    for columns, rows in ((COLUMNS, summary_rows(runs)), (EVAL_COLUMNS, evaluations)):
+        if rows:
+            table = RichTable(*(name for name, _ in columns))
+            for cells in _cells(columns, rows):
+                table.add_row(*map(Text, cells))
+            console.print(table)
+
+
+def _cells(columns: Sequence[tuple[str, Any]], rows: Sequence[Any]) -> list[list[str]]:
+    """The cells of a table."""
+    return [[cell(row) for _, cell in columns] for row in rows]
 
 
 def write_report(
@@ -103,12 +122,15 @@ def write_report(
         date: date on the page; today in UTC by default.
 
     Raises:
-        ValueError: if there is no run or a file is corrupt.
+        ValueError: if there is neither run nor evaluation, or a file is corrupt.
     """
     runs, out = load_runs(runs_folder), Path(out_path)
-    if not runs:
-        raise ValueError(f"{runs_folder} holds no */result.json; give the folder of the runs")
-    page = _page(runs, title, date or datetime.now(UTC).date().isoformat())
+    evaluations = load_evaluations(runs_folder)
+    if not runs and not evaluations:
+        raise ValueError(
+            f"{runs_folder} holds no */result.json and no scores.json; give the folder of the runs"
+        )
+    page = _page(runs, evaluations, title, date or datetime.now(UTC).date().isoformat())
     out.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
     try:
@@ -133,18 +155,23 @@ def _pairs(table: Table) -> str:
     return f'<div class="box"><dl class="grid">{items}</dl></div>'
 
 
-def _summary_html(rows: Sequence[Row]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name, _ in COLUMNS)
+def _table_html(
+    columns: Sequence[tuple[str, Any]], rows: Sequence[Any], caption: str, label: str
+) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name, _ in columns)
     body = ""
-    for row in rows:
-        first, *rest = (escape(cell(row)) for _, cell in COLUMNS)
-        cells = "".join(f"<td>{cell}</td>" for cell in rest)
-        body += f'<tr><th scope="row">{first}</th>{cells}</tr>\n'
+    for first, *rest in _cells(columns, rows):
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        body += f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>\n'
     return (
-        '<div class="box" role="region" aria-label="Summary table" tabindex="0"><table>'
-        "<caption><span>One row per run. Brackets: interval; clear: the intervals do not overlap."
-        f"</span></caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
+        f'<div class="box" role="region" aria-label="{label}" tabindex="0"><table>'
+        f"<caption><span>{caption}</span></caption>\n"
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
     )
+
+
+_SUMMARY = "One row per run. Brackets: interval; clear: the intervals do not overlap."
+_EVALUATIONS = "One row per evaluation folder. Brackets: 95 % interval over problems."
 
 
 def _charts_html(runs: Sequence[RunView]) -> str:
@@ -169,7 +196,10 @@ def _run_html(run: RunView) -> str:
     return f"<details><summary>{status}</summary>{tables}</details>"
 
 
-def _page(runs: Sequence[RunView], title: str, date: str) -> str:
+def _run_sections(runs: Sequence[RunView]) -> list[tuple[str, str]]:
+    """Headings and bodies on training runs."""
+    if not runs:
+        return []
     configs = [run.config for run in runs if run.config]
     shared = {
         key: value
@@ -180,14 +210,23 @@ def _page(runs: Sequence[RunView], title: str, date: str) -> str:
     counts = Counter(run.result["status"] for run in runs)
     what = f"{len(runs)} runs ({', '.join(f'{n} {status}' for status, n in counts.items())}) of "
     what += f"{join_names(methods)}. Settings that all recorded configurations share:"
-    sections = (
+    summary = _table_html(COLUMNS, summary_rows(runs), _SUMMARY, "Summary table")
+    return [
         ("Findings", _list(findings(runs))),
-        ("Summary", _summary_html(summary_rows(runs))),
+        ("Summary", summary),
         ("Training curves", _charts_html(runs)),
         ("What was run", f'<p class="prose">{escape(what)}</p>{_pairs(shared)}'),
         ("How the numbers are defined", _pairs(_NOTES)),
         ("Runs in detail", "\n".join(map(_run_html, runs))),
-    )
+    ]
+
+
+def _page(runs: Sequence[RunView], evaluations: Sequence[EvalView], title: str, date: str) -> str:
+    sections = _run_sections(runs)
+    if evaluations:
+        table = _table_html(EVAL_COLUMNS, evaluations, _EVALUATIONS, "Evaluations")
+        place = min(2, len(sections))  # after the summary
+        sections[place:place] = [("Evaluations", f"{table}\n{_pairs(_EVAL_NOTES)}")]
     main = "\n".join(f"<section><h2>{name}</h2>\n{body}</section>" for name, body in sections)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">\n'

@@ -6,7 +6,7 @@ not on who shares its batch, its process, or on what was drawn before. So a run 
 or one that was resumed, draws the same as any other (to rounding of the logits).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,8 @@ def sample(
     keys: Sequence[Sequence[int]],
     how: Sampling,
     vocabulary: Vocabulary,
+    *,
+    wanted: Callable[[int, int], bool] = lambda index, number: True,
 ) -> Iterator[tuple[int, int, Response]]:
     """Responses to every prompt, prompts of like length together.
 
@@ -95,6 +97,8 @@ def sample(
         keys: for each prompt, one integer per response, which names its random stream.
         how: manner of sampling.
         vocabulary: end and pad tokens.
+        wanted: of prompt and response; batches without a wanted one are passed over, the others are
+            generated whole, so that an interrupted work goes on with the same batches, bit for bit.
 
     Yields:
         Index of the prompt, index of the response among its samples, and the response; prompt by
@@ -111,6 +115,8 @@ def sample(
     try:
         with torch.no_grad():
             for rows in _batches(prompts, keys, how.batch):
+                if not any(wanted(index, number) for index, group in rows for number in group):
+                    continue
                 drawn = _generate(inner, [prompts[i] for i, _ in rows], rows, keys, how, vocabulary)
                 yield from drawn
     finally:

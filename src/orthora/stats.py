@@ -1,17 +1,23 @@
-"""Statistics of evaluations: unbiased pass@k, and intervals over problems.
+"""Statistics of evaluations: unbiased pass@k, intervals over problems, a test of two systems.
 
-The unit of an interval is the problem: a problem's samples are averaged first, and problems are
-resampled. Spread over training seeds is a different matter, for which no function here stands in.
+The unit of an interval and of the test is the problem: a problem's samples are averaged first, and
+problems are resampled. Spread over training seeds is a different matter, for which no function here
+stands in.
 """
 
 from collections.abc import Iterable
-from math import comb
+from fractions import Fraction
+from math import comb, cos, erfc, gcd, lcm, pi, sin, sqrt, tan, ulp
+from numbers import Rational
 
 import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 4_000_000
 """Resampled values held at one time (32 MB)."""
+
+_STEPS = 2_000_000_000
+"""Additions of one exact test (a few seconds)."""
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -46,7 +52,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def bootstrap_interval(
     values: Iterable[float], *, level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Bound the mean over problems by the percentile bootstrap.
+    """Bound the mean over problems by the expanded percentile bootstrap.
+
+    Plain percentiles are too near to each other with few problems: the bootstrap's variance lacks a
+    factor of m / (m - 1) for m problems, and a normal quantile stands where Student's t belongs.
+    The levels of the percentiles make up for both.
 
     Args:
         values: one number per problem, e.g. the share of its samples that are correct, or the
@@ -56,13 +66,18 @@ def bootstrap_interval(
         seed: of the resampling; equal arguments give equal bounds.
 
     Returns:
-        Lower and upper bound. One value gives an interval without width, which says nothing about
-        other problems. With few problems (30, say) coverage falls a few points short of nominal.
+        Lower and upper bound, within the range of the values. One value, or equal values, give an
+        interval without width, which says nothing about other problems. In simulation (30 problems,
+        32 samples each, rates from Beta(0.3, 0.7), Beta(2, 2) or uniform) 95 % intervals cover 95.1
+        to 95.5 %, plain percentiles 93.8 to 94.1 %. Sets too hard for the system leave a shortfall:
+        92.8 % with rates from Beta(0.3, 2.7), of mean 0.1 (plain percentiles 91.5 %).
 
     Raises:
         ValueError: no values, a value that is not finite, a level outside (0, 1), or draws below 1.
 
-    Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
+    Source: Hesterberg 2015, What Teachers Should Know about the Bootstrap, arXiv 1411.5279, the
+        expanded percentile interval: its tails are Phi(-sqrt(m / (m - 1)) t), where t is Student's
+        quantile with m - 1 degrees of freedom.
     """
     data = _finite(values)
     _check_level(level)
@@ -74,8 +89,98 @@ def bootstrap_interval(
     for start in range(0, draws, rows):
         size = (min(rows, draws - start), data.size)
         means[start : start + size[0]] = data[generator.integers(data.size, size=size)].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    tail = _expanded_tail(level, data.size)
+    low, high = np.quantile(means, [tail, 1 - tail]).clip(data.min(), data.max())
     return float(low), float(high)
+
+
+def sign_flip_p(differences: Iterable[Fraction | int]) -> float:
+    """Test exactly whether two systems differ in their mean over the same problems.
+
+    If they don't, each difference could as well have had the other sign. Of the 2^m choices of
+    signs, the p-value is the share whose sum is as far from 0 as the observed sum, or farther. All
+    are counted, by dynamic programming over the sums. With one sample per problem this is the exact
+    McNemar test.
+
+    Args:
+        differences: one per problem, e.g. ``Fraction(a, n) - Fraction(b, n)`` for a and b correct
+            ones of n samples.
+
+    Returns:
+        The two-sided p-value, in (0, 1]: 1 where all differences are 0, at least 2^(1 - m) (or the
+        least positive float) otherwise. Relative rounding error below 1e-11 down to 1e-290.
+
+    Raises:
+        ValueError: no differences, one that is no exact fraction, or a common denominator so large
+            that the count would take minutes.
+
+    Source: Fisher 1935, The Design of Experiments, section 21; Pagano & Tritchler 1983, JASA 78,
+        435-440, for counting in polynomial time.
+    """
+    signed = _over_common_denominator(list(differences))
+    sizes = sorted(abs(d) for d in signed if d)
+    # Let the positive terms sum to s: the signed sum is 2 s - total, and is symmetric about 0. The
+    # lower tail alone is needed, s <= most.
+    most = (sum(sizes) - abs(sum(signed))) // 2
+    if max(len(sizes), 400) * most > _STEPS:
+        raise ValueError(
+            f"differences need {most} sums over {len(sizes)} problems; give all problems the same "
+            "number of samples, so that the common denominator is small"
+        )
+    share = np.zeros(most + 1)
+    share[0] = 1.0
+    top = 0
+    for size in sizes:
+        share[: top + 1] /= 2
+        grown = min(top + size, most)
+        share[size : grown + 1] += share[: max(0, grown + 1 - size)]
+        top = grown
+    return min(1.0, max(2 * float(share.sum()), ulp(0.0)))
+
+
+def _over_common_denominator(differences: list[Fraction | int]) -> list[int]:
+    """Whole numbers without a common factor, in proportion to the differences."""
+    if not differences:
+        raise ValueError("differences are empty; pass one for each problem")
+    for index, value in enumerate(differences):
+        if not isinstance(value, Rational):
+            raise ValueError(
+                f"difference {index} is {value!r}; pass exact ones, Fraction(correct, samples)"
+            )
+    exact = [Fraction(int(d.numerator), int(d.denominator)) for d in differences]
+    common = lcm(*(d.denominator for d in exact))
+    whole = [int(d * common) for d in exact]
+    factor = gcd(*whole) or 1
+    return [d // factor for d in whole]
+
+
+def _expanded_tail(level: float, size: int) -> float:
+    """Level of the lower percentile that stands for ``(1 - level) / 2`` with few values."""
+    if size == 1:
+        return 0.0
+    return erfc(_t_quantile(level, size - 1) * sqrt(size / (size - 1) / 2)) / 2
+
+
+def _t_quantile(level: float, freedom: int) -> float:
+    """The t with ``P(|T| <= t) = level`` for a whole number of degrees of freedom.
+
+    Bisects on ``angle = arctan(t / sqrt(freedom))``, in which the probability is a finite sum.
+
+    Source: Abramowitz & Stegun 1964, equations 26.7.3 and 26.7.4.
+    """
+    odd = freedom % 2
+    index = np.arange(1, freedom // 2)
+    ratios = (2 * index - 1 + odd) / (2 * index + odd)
+    low, high = 0.0, pi / 2
+    for _ in range(60):
+        angle = (low + high) / 2
+        inside = sin(angle) * (1 + np.cumprod(ratios * cos(angle) ** 2).sum())
+        if freedom == 1:
+            inside = angle * 2 / pi
+        elif odd:
+            inside = (angle + inside * cos(angle)) * 2 / pi
+        low, high = (angle, high) if inside < level else (low, angle)
+    return sqrt(freedom) * tan(low)
 
 
 def _finite(values: Iterable[float]) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """Run folders: atomic writes, an append-only metrics log, and what a run was made of.
 
-A run folder holds ``config.toml``, ``environment.json``, ``metrics.jsonl`` (one object per training
-step), ``checkpoints/``, ``adapter/`` (plain PEFT) and ``result.json``.
+A run folder holds ``config.toml``, ``environment.json``, ``problems.json``, ``metrics.jsonl`` (one
+object per training step), ``checkpoints/``, ``adapter/`` (plain PEFT) and ``result.json``.
 """
 
 import contextlib

@@ -15,6 +15,7 @@ from orthora import methods
 from orthora.adapters import adapted_layers
 from orthora.config import TrainConfig
 from orthora.train.loading import Parts
+from orthora.train.problems import Source
 from orthora.train.rewards import Judged
 from orthora.train.rollouts import Stream
 from orthora.train.trainer import RLVRTrainer
@@ -39,9 +40,9 @@ def token_sum(completion_ids, **_):
     return [float(sum(ids) % 7) for ids in completion_ids]
 
 
-def length_judge(response, answer):
-    """The same for orthora: text in, score out."""
-    return Judged(float(sum(map(ord, response)) % 7), False)
+def length_judge(responses, problems):
+    """The same for orthora: texts in, scores out."""
+    return [Judged(float(sum(map(ord, response)) % 7), False) for response in responses]
 
 
 def orthora_trainer(model, folder, learning_rate, beta, on_step, **changes):
@@ -68,7 +69,8 @@ def orthora_trainer(model, folder, learning_rate, beta, on_step, **changes):
     problems = [Problem(p, p[0], p) for p in PROMPTS]
     words = tokenizer()
     stream = Stream(problems, [words(p)["input_ids"] for p in PROMPTS], SEED)
-    parts = Parts(words, model, problems, stream, [], 0, length_judge)
+    source = Source("arithmetic", None, "train", "{prompt}", len(PROMPTS))
+    parts = Parts(words, model, problems, stream, [], 0, length_judge, source)
     return RLVRTrainer(config, parts, World(), Path(folder), on_step)
 
 

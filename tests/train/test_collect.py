@@ -1,7 +1,7 @@
 """Dynamic sampling: what is drawn, kept, dropped and said."""
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import pytest
 import torch
@@ -27,9 +27,10 @@ def rules(**changes) -> Rules:
 
 @dataclass
 class Recording(Collector):
-    """A collector that knows what was asked of its engine: problem numbers of each call."""
+    """A collector that knows what was asked of its engine, and of its judge: numbers by call."""
 
     asked: list[list[int]] = field(default_factory=list)
+    judged: list[list[int]] = field(default_factory=list)
 
 
 def collector(signal, the_rules: Rules | None = None, lengths=lambda key: 3) -> Recording:
@@ -37,6 +38,7 @@ def collector(signal, the_rules: Rules | None = None, lengths=lambda key: 3) -> 
     problems = [Problem(f"p{i}", str(i), str(i)) for i in range(40)]
     stream = Stream(problems, [[i + 1] for i in range(40)], 0)
     asked: list[list[int]] = []
+    judged: list[list[int]] = []
 
     def generate(prompts, keys):
         asked.append([prompt[0] - 1 for prompt in prompts])
@@ -45,15 +47,20 @@ def collector(signal, the_rules: Rules | None = None, lengths=lambda key: 3) -> 
             for ks in keys
         ]
 
-    def judge(response: str, answer: str) -> Judged:
-        number = int(response.split()[0]) % GROUP
-        good = signal(int(answer)) and number == 0
-        return Judged(1.0 if good else -1.0, good)
+    def judge(responses, problems) -> list[Judged]:
+        numbers = [int(response.split()[0]) for response in responses]
+        judged.append(numbers)
+        good = [
+            signal(int(problem.answer)) and number % GROUP == 0
+            for number, problem in zip(numbers, problems, strict=True)
+        ]
+        return [Judged(1.0 if right else -1.0, right) for right in good]
 
     def decode(ids: list[int]) -> str:
         return " ".join(map(str, ids))
 
-    return Recording(stream, generate, decode, judge, the_rules or rules(), World(), asked=asked)
+    known = {"asked": asked, "judged": judged}
+    return Recording(stream, generate, decode, judge, the_rules or rules(), World(), **known)
 
 
 def test_a_rollout_is_filled_with_groups_that_carry_a_signal():
@@ -183,6 +190,17 @@ def test_keys_name_the_draw_and_the_response():
         [g.key * GROUP + s for s in range(GROUP)] for g in rollout.groups
     ]
     assert rollout.groups[0].key == PROMPTS
+
+
+def test_the_judge_is_asked_once_a_draw_for_all_of_its_responses_in_order():
+    made = collector(lambda i: i % 2 == 0)
+    rollout = made.collect()
+    assert rollout.draws == len(made.judged) > 1
+    assert [len(numbers) for numbers in made.judged] == [len(one) * GROUP for one in made.asked]
+    assert list(chain(*made.judged)) == list(range(len(rollout.drawn) * GROUP))
+    for group in rollout.drawn:  # and its verdicts go where they belong
+        good = [int(group.problem) % 2 == 0 and i == 0 for i in range(GROUP)]
+        assert [answer.passed for answer in group.answers] == good
 
 
 def test_the_filter_looks_at_accuracy_before_length_shaping():

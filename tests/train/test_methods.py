@@ -15,6 +15,7 @@ from orthora.config import TrainConfig
 from orthora.methods import compose, compositions
 from orthora.tasks import arithmetic
 from orthora.train.loading import Parts
+from orthora.train.problems import Source
 from orthora.train.rewards import Judged
 from orthora.train.rollouts import Stream
 from orthora.train.trainer import RLVRTrainer
@@ -50,13 +51,16 @@ def logits(model) -> torch.Tensor:
         return model.eval()(TOKENS).logits
 
 
-def differing(response: str, answer: str) -> Judged:
+DRAWN = Source("arithmetic", None, "train", "{prompt}", 8)
+
+
+def differing(responses, problems) -> list[Judged]:
     """Scores that differ in nearly every group."""
-    return Judged(float(sum(map(ord, response)) % 5), False)
+    return [Judged(float(sum(map(ord, response)) % 5), False) for response in responses]
 
 
-def equal(response: str, answer: str) -> Judged:
-    return Judged(1.0, True)
+def equal(responses, problems) -> list[Judged]:
+    return [Judged(1.0, True) for _ in responses]
 
 
 def train(method: str, folder, learning_rate: float, steps: int = STEPS, **changes):
@@ -74,7 +78,7 @@ def train(method: str, folder, learning_rate: float, steps: int = STEPS, **chang
     )
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     stream = Stream(problems, prompts, 42)
-    parts = Parts(tokenizer(), model, problems, stream, [], 0, differing)
+    parts = Parts(tokenizer(), model, problems, stream, [], 0, differing, DRAWN)
     rows: list[dict] = []
     RLVRTrainer(config, parts, World(), folder, rows.append).train()
     return model, rows, before
@@ -158,7 +162,8 @@ def test_adaloras_orthogonality_term_is_in_the_loss(tmp_path):
     problems = arithmetic.problems("train", 8, seed=1)
     prompts = [models.prompt_ids(p, tokenizer()) for p in problems]
     model = orthora.adapt(base(), "adalora", rank=2, alpha=4, total_updates=3)
-    parts = Parts(tokenizer(), model, problems, Stream(problems, prompts, 0), [], 0, equal)
+    stream = Stream(problems, prompts, 0)
+    parts = Parts(tokenizer(), model, problems, stream, [], 0, equal, DRAWN)
     Watching(config, parts, World(), tmp_path, lambda row: None).train()
     own = [(n, p) for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n]
     terms = []

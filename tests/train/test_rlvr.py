@@ -13,6 +13,7 @@ from orthora.config import read_toml
 from orthora.train import trainer
 from orthora.train.rewards import own_judge
 from orthora.train.updates import plan_updates
+from orthora.types import Problem
 
 SMALL = {
     "prompts_per_step": 4,
@@ -129,6 +130,7 @@ def test_the_run_folder_is_complete_and_the_exported_rank_is_stated(tmp_path):
     assert names >= {
         "config.toml",
         "environment.json",
+        "problems.json",
         "metrics.jsonl",
         "adapter",
         "result.json",
@@ -194,7 +196,8 @@ def test_a_reward_that_can_not_be_used_is_one_line(reward, words, begun, tmp_pat
 
 @pytest.mark.parametrize("kind", [np.float32, torch.tensor, bool, int])
 def test_whatever_is_a_number_is_a_score(kind):
-    assert own_judge(lambda response, answer: kind(1))("", "").score == 1.0
+    (judged,) = own_judge(lambda response, answer: kind(1))([""], [Problem("", "", "")])
+    assert judged.score == 1.0
 
 
 def corrupt(folder, how):

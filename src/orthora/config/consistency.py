@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from orthora.config.tasks import check_tasks
 from orthora.methods import compose
 from orthora.watch import parse as parse_rule
 
@@ -44,10 +45,7 @@ def check_consistent(config: "TrainConfig") -> None:
     _check_unused(config)
     if config.watch_action == "rollback" and not config.save_every:
         raise ValueError("watch_action 'rollback' goes back to checkpoints; set save_every above 0")
-    if config.task == "file" and config.data is None:
-        raise ValueError("task 'file' needs data, a JSONL or parquet file or a hub data set")
-    if config.task == "file" and bool(config.eval_data) != bool(config.eval_problems):
-        raise ValueError("eval_data and eval_problems (how many of its rows) go together")
+    check_tasks(config)
 
 
 def _check_unused(config: "TrainConfig") -> None:
@@ -60,8 +58,17 @@ def _check_unused(config: "TrainConfig") -> None:
         and any(rule.metric.startswith("kl_update_") for rule in parse_rule(text))
     ]
     for wrong, key, remedy in (
-        (config.task != "file" and config.data, "data", "task 'file'"),
-        (config.task != "file" and config.eval_data, "eval_data", "task 'file'"),
+        (
+            config.task == "arithmetic" and config.data,
+            "data",
+            "task 'file', or a named task that has data",
+        ),
+        (
+            config.task == "arithmetic" and config.eval_data and not config.eval_task,
+            "eval_data",
+            "task 'file', or an eval_task that has data",
+        ),
+        (config.eval_task and not config.eval_problems, "eval_task", "eval_problems"),
         (config.eval_base and not config.eval_problems, "eval_base", "eval_problems"),
         (config.vllm_url and config.engine != "vllm", "vllm_url", "engine 'vllm'"),
         (

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from orthora.config.consistency import LORA_PLUS_RATIO, check_consistent
 from orthora.config.match import parse_match
+from orthora.config.tasks import held_out_task, training_task
 from orthora.methods import compose
 from orthora.strict import Strict
 from orthora.watch import parse as parse_rule
@@ -26,26 +27,36 @@ class TrainConfig(Strict):
     start: str | None = None
     """Adapter folder of ``orthora init`` with the same settings, to start from what it computed."""
 
-    task: Literal["arithmetic", "file"] = "file"
-    """``arithmetic`` is procedural; ``file`` reads ``data``."""
+    task: str = "file"
+    """``file`` reads ``data``; ``arithmetic`` is procedural; ``dapo-math``, ``gsm8k``, ``math500``,
+    ``aime24``, ``mbpp`` and others are data sets that orthora knows."""
     data: str | None = None
-    """JSONL or parquet file, or hub data set, of task ``file``."""
+    """JSONL or parquet file, or hub data set, of task ``file``; of another task, a file, folder or
+    hub data set in its form, instead of its own on the hub."""
     data_split: str = "train"
-    """Split of a hub data set."""
+    """Split of a hub data set, and of any task that has data."""
+    drop: tuple[Literal["duplicates", "contradictions"], ...] = ()
+    """Training rows to leave out: problems that come again, and those with two golds."""
+    eval_task: str | None = None
+    """Task whose evaluation split is scored at the end; left out, it is that of ``task``."""
     eval_data: str | None = None
-    """Held-out file of task ``file``; same columns."""
+    """Held-out file: of ``eval_task`` or ``task``, instead of the hub; of task ``file`` with the
+    same columns."""
     prompt_column: str = "prompt"
-    """Column of the prompt; dots reach into structs, e.g. ``extra.prompt``."""
+    """Column of the prompt, of task ``file``; dots reach into structs, e.g. ``extra.prompt``."""
     answer_column: str = "answer"
-    """Column of the gold answer, e.g. ``reward_model.ground_truth``."""
+    """Column of the gold answer, of task ``file``, e.g. ``reward_model.ground_truth``."""
     prompt_template: str = "{prompt}"
-    """Text around the prompt; must contain ``{prompt}``."""
+    """Text around the prompt; must contain ``{prompt}``. Left as it is, a task's own; ``{tests}``
+    are a program's tests."""
     plain_prompts: bool = False
     """Leave the tokenizer's chat template aside."""
     train_problems: int = Field(4096, ge=1)
     """Problems that task ``arithmetic`` draws."""
-    reward_rule: Literal["robust", "dapo", "gsm8k-strict", "gsm8k-flexible"] = "robust"
-    """Verifier of final answers; correct is +1, wrong is -1."""
+    reward_rule: Literal["robust-marked", "robust", "dapo", "gsm8k-strict", "gsm8k-flexible"] = (
+        "robust-marked"
+    )
+    """Verifier of final answers; correct is +1, wrong is -1. Programs are judged by their tests."""
     reward: str | None = None
     """Own reward instead, ``file.py:function`` or ``module:function`` of (response, answer)."""
 
@@ -251,6 +262,16 @@ class TrainConfig(Strict):
         for rule in rules:
             parse_rule(rule)
         return rules
+
+    @field_validator("task")
+    @classmethod
+    def _task(cls, name: str) -> str:
+        return training_task(name)
+
+    @field_validator("eval_task")
+    @classmethod
+    def _eval_task(cls, name: str | None) -> str | None:
+        return None if name is None else held_out_task(name)
 
     @field_validator("method")
     @classmethod

@@ -18,17 +18,20 @@ from typing import Any
 
 import torch
 from peft import AdaLoraConfig, PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from orthora.adapters import load_upkeep_state, own_parameters, upkeep_state
+from orthora.adapters import own_parameters, upkeep_state
 from orthora.config import TrainConfig
 from orthora.store import write_json
 from orthora.train.control import Setting
 from orthora.train.rollouts import Answer, Group
+from orthora.trained import MARKER as MARKER
+from orthora.trained import TENSORS, load_exact
+from orthora.trained import damage as damage
+from orthora.trained import step_of as step_of
 
-MARKER = "orthora_checkpoint.json"
-_TENSORS, _SURPLUS = "orthora_exact.safetensors", "surplus.pt"
+_SURPLUS = "surplus.pt"
 
 
 def complete(trainer: Any) -> None:
@@ -48,7 +51,7 @@ def complete(trainer: Any) -> None:
             if not trainer._sharded:
                 tensors = {f"model/{name}": p for name, p in own_parameters(model)}
                 tensors |= {f"upkeep/{name}": value for name, value in upkeep.items()}
-                save_file({k: _plain(v) for k, v in tensors.items()}, folder / _TENSORS)
+                save_file({k: _plain(v) for k, v in tensors.items()}, folder / TENSORS)
             torch.save([_as_dict(group) for group in state["surplus"]], folder / _SURPLUS)
     with world.together():
         if world.main:
@@ -140,23 +143,7 @@ def restore_tensors(trainer: Any, folder: str | Path, marker: dict[str, Any]) ->
     Raises:
         ValueError: if the checkpoint does not fit the model.
     """
-    tensors = load_file(Path(folder) / _TENSORS)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    targets = {f"model/{name}": p for name, p in own_parameters(model)}
-    saved = {name for name in tensors if name.startswith("model/")}
-    odd = sorted(saved ^ targets.keys()) or [
-        name for name in saved if tensors[name].shape != targets[name].shape
-    ]
-    if odd:
-        raise ValueError(
-            f"checkpoint {folder} does not fit this model: {odd[0].removeprefix('model/')!r} is "
-            "missing, unknown or of another shape; resume with the model and config of the run"
-        )
-    with torch.no_grad():
-        for name, target in targets.items():
-            target.copy_(tensors[name])
-    upkeep = {k.removeprefix("upkeep/"): v for k, v in tensors.items() if k.startswith("upkeep/")}
-    load_upkeep_state(model, upkeep, marker["upkeep"])
+    load_exact(trainer.accelerator.unwrap_model(trainer.model), Path(folder), marker)
 
 
 def latest(folder: Path) -> Path | None:
@@ -177,27 +164,6 @@ def latest(folder: Path) -> Path | None:
     if told:
         raise ValueError(f"{'; '.join(told)}; delete it to start the run from its beginning")
     return None
-
-
-def damage(checkpoint: Path) -> str | None:
-    """What is missing or cut in a checkpoint that has a marker; None if it is sound."""
-    try:
-        marker = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
-        files = marker["files"]
-    except (ValueError, KeyError):
-        return f"{MARKER} can't be read"
-    for name, size in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} of {size} bytes"
-    return None
-
-
-def step_of(checkpoint: Path) -> int:
-    """Training steps done when the checkpoint was written."""
-    return int(json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["step"])
 
 
 def remove_incomplete(folder: Path) -> None:

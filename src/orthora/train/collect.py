@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orthora.sampling import Response
-from orthora.train.rewards import Judge, overlong_penalty
+from orthora.train.rewards import Judge, Judged, overlong_penalty
 from orthora.train.rollouts import Answer, Group, Stream
 from orthora.train.world import World
 from orthora.types import Problem
@@ -83,7 +83,7 @@ class Collector:
         stream: of prompts; its position, ``surplus`` and ``idle`` are the collector's whole state.
         generate: engine.
         decode: token ids -> text.
-        judge: response, gold -> verdict.
+        judge: responses and their problems -> verdicts.
         rules: what a rollout must hold.
         world: the processes among which the prompts are shared out.
         surplus: groups with a signal left over from the last rollout.
@@ -176,17 +176,19 @@ class Collector:
         responses = self.generate([ids for _, _, ids in prompts], keys) if prompts else []
         seconds["generate"] += time.perf_counter() - started
         started = time.perf_counter()
+        texts = [self.decode(r.ids.tolist()) for answers in responses for r in answers]
+        of = [p for (_, p, _), made in zip(prompts, responses, strict=True) for _ in made]
+        verdicts = iter(self.judge(texts, of))
         groups = [
-            Group(key, problem.id, ids, tuple(self._judged(r, problem) for r in answers))
+            Group(key, problem.id, ids, tuple(self._scored(r, next(verdicts)) for r in answers))
             for (key, problem, ids), answers in zip(prompts, responses, strict=True)
         ]
         seconds["reward"] += time.perf_counter() - started
         return groups
 
-    def _judged(self, response: Response, problem: Problem) -> Answer:
+    def _scored(self, response: Response, verdict: Judged) -> Answer:
         """One response with score and length penalty."""
         rules = self.rules
-        verdict = self.judge(self.decode(response.ids.tolist()), problem.answer)
         length = len(response.ids)
         penalty = overlong_penalty(length, rules.limit, rules.buffer, rules.penalty)
         return Answer(

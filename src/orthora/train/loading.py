@@ -13,9 +13,16 @@ from orthora.adapters.checks import asked_for
 from orthora.adapters.wrap import as_names
 from orthora.config import TrainConfig
 from orthora.methods import compose
-from orthora.tasks import load_problems
 from orthora.train.engines import check_engine_available
-from orthora.train.rewards import Judge, OwnReward, import_reward, own_judge, verdict_judge
+from orthora.train.problems import Source, as_record, held_out_problems, training_problems
+from orthora.train.rewards import (
+    Judge,
+    OwnReward,
+    check_programs,
+    import_reward,
+    own_judge,
+    verdict_judge,
+)
 from orthora.train.rollouts import Stream
 from orthora.train.settings import updates_per_step
 from orthora.types import Problem
@@ -33,6 +40,8 @@ class Parts:
         held_out: problems to score at the end; may be empty.
         dropped: training prompts over the limit, or without a token the tokenizer knows.
         judge: of responses.
+        source: where the training problems come from.
+        held_out_source: where the others come from; None where there are none.
     """
 
     tokenizer: Any
@@ -42,23 +51,24 @@ class Parts:
     held_out: list[Problem]
     dropped: int
     judge: Judge
+    source: Source
+    held_out_source: Source | None = None
 
 
 def load_parts(config: TrainConfig, reward: OwnReward | str | None, device: str) -> Parts:
     """Read model and data and attach the adapters.
 
     Raises:
-        ValueError: as `orthora.train` says, for model, data and adapter.
+        ValueError: as `orthora.train` says, for model, data and adapter; or programs are to be
+            judged, and there is no sandbox for them.
     """
     check_engine_available(config)
     own = reward or config.reward
-    judge = (
-        own_judge(import_reward(own) if isinstance(own, str) else own)
-        if own
-        else verdict_judge(config.reward_rule)
-    )
+    judge = _judge(own, config.reward_rule)
     tokenizer = models.load_tokenizer(config.model)
-    train_problems, held_out = _problems(config)
+    train_problems, source = training_problems(config)
+    held_out, scored = held_out_problems(config)
+    check_programs(held_out if own else [*train_problems, *held_out])
     plain = config.plain_prompts
     ids = [models.prompt_ids(problem, tokenizer, plain=plain) for problem in train_problems]
     kept = [i for i, prompt in enumerate(ids) if 0 < len(prompt) <= config.max_prompt_tokens]
@@ -87,7 +97,41 @@ def load_parts(config: TrainConfig, reward: OwnReward | str | None, device: str)
     )
     stream = Stream(problems, prompts, config.seed)
     dropped = len(train_problems) - len(kept)
-    return Parts(tokenizer, model, problems, stream, held_out, dropped, judge)
+    return Parts(tokenizer, model, problems, stream, held_out, dropped, judge, source, scored)
+
+
+def problems_record(config: TrainConfig, parts: Parts) -> dict[str, Any]:
+    """What a run is trained on and scored on, for its folder.
+
+    Args:
+        config: of the run.
+        parts: of the run.
+
+    Returns:
+        Source and counts of the training problems, their fingerprint, one of them with its prompt
+        as the model sees it, and the source of the held-out ones.
+    """
+    example = parts.train[0]
+    prompt = models.prompt_text(example, parts.tokenizer, plain=config.plain_prompts)
+    held_out = parts.held_out_source
+    return {
+        **as_record(parts.source),
+        "read": parts.source.read,
+        "drop": list(config.drop),
+        "dropped_rows": parts.source.dropped,
+        "dropped_prompts": parts.dropped,
+        "problems": len(parts.train),
+        "fingerprint": parts.stream.fingerprint,
+        "example": {"id": example.id, "prompt": prompt, "answer": example.answer},
+        "held_out": held_out and as_record(held_out) | {"problems": len(parts.held_out)},
+    }
+
+
+def _judge(own: OwnReward | str | None, rule: str) -> Judge:
+    """The user's own reward, or the verifier."""
+    if not own:
+        return verdict_judge(rule)
+    return own_judge(import_reward(own) if isinstance(own, str) else own)
 
 
 def _check_fit(
@@ -119,23 +163,3 @@ def _check_head(config: TrainConfig, base: Any) -> None:
                     f"target_modules {config.target_modules!r} takes in the output head {name!r}, "
                     "on which no adapter can train; take it out of target_modules"
                 )
-
-
-def _problems(config: TrainConfig) -> tuple[list[Problem], list[Problem]]:
-    """Training and held-out problems."""
-    if config.task == "arithmetic":
-        from orthora.tasks import arithmetic
-
-        drawn = arithmetic.problems("train", config.train_problems, seed=config.seed)
-        held_out = arithmetic.problems("test", config.eval_problems) if config.eval_problems else []
-        return drawn, held_out
-    columns = {
-        "prompt_column": config.prompt_column,
-        "answer_column": config.answer_column,
-        "template": config.prompt_template,
-    }
-    assert config.data is not None, "validated"
-    drawn = load_problems(config.data, split=config.data_split, **columns)
-    if not config.eval_data:
-        return drawn, []
-    return drawn, load_problems(config.eval_data, split="test", **columns)[: config.eval_problems]

@@ -188,10 +188,10 @@ def _probe(
     """One method; fills ``drawn`` where it is empty."""
     changes = {
         "method": method, "steps": rollouts * trials, "schedule": "constant", "warmup_steps": 0,
-        "min_lr_ratio": 0.0, "save_every": 0, "eval_problems": 0, "eval_data": None,
-        "eval_base": False, "kl_update_share": 1.0, "kl_base_share": 0.0, "watch": (),
-        "watch_action": "warn", "learning_rate_match": None, "geometry": True, "head_rank": 0,
-        "start": None,
+        "min_lr_ratio": 0.0, "save_every": 0, "eval_problems": 0, "eval_task": None,
+        "eval_data": None, "eval_base": False, "kl_update_share": 1.0, "kl_base_share": 0.0,
+        "watch": (), "watch_action": "warn", "learning_rate_match": None, "geometry": True,
+        "head_rank": 0, "start": None,
     }  # fmt: skip
     config = build(TrainConfig, config.model_dump() | changes)
     if not config.learning_rate:

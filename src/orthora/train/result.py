@@ -28,6 +28,7 @@ class RunResult:
         seconds: wall time of training.
         trained_parameters: number of trained values.
         dropped_prompts: training prompts left out: too long, or without a known token.
+        dropped_rows: training rows left out by ``drop``, before these.
         final: metrics of the last step.
         peak_grad_norm: largest gradient norm of any update, before clipping.
         mean_kl_update: mean over the steps of ``kl_update_k3``, nats per token; without those that
@@ -54,6 +55,7 @@ class RunResult:
     seconds: float
     trained_parameters: int
     dropped_prompts: int
+    dropped_rows: int
     final: Metrics
     peak_grad_norm: float | None
     mean_kl_update: float | None
@@ -112,6 +114,7 @@ def result_of(
         seconds=seconds,
         trained_parameters=sum(p.numel() for p in parts.model.parameters() if p.requires_grad),
         dropped_prompts=parts.dropped,
+        dropped_rows=parts.source.dropped,
         final=rows[-1] if rows else {},
         peak_grad_norm=max(peaks, default=None),
         mean_kl_update=sum(moved) / len(moved) if moved else None,

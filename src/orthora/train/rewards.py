@@ -5,12 +5,14 @@ import importlib.util
 import inspect
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from orthora.rewards import math_verdict
+from orthora.rewards import SandboxError, code_verdict, verdicts_of
+from orthora.rewards.asserts import parse_tests
+from orthora.types import Problem, Verdict
 
 OwnReward = Callable[[str, str], float]
 """A user's reward: (response, gold answer) -> score."""
@@ -29,22 +31,97 @@ class Judged:
     passed: bool
 
 
-Judge = Callable[[str, str], Judged]
-"""(response, gold answer) -> verdict."""
+Judge = Callable[[Sequence[str], Sequence[Problem]], list[Judged]]
+"""(responses, the problem of each) -> verdicts, in order."""
 
 
 def verdict_judge(rule: str) -> Judge:
-    """+1 for a correct final answer, -1 for any other."""
+    """+1 for a correct final answer or a program that passes its tests, -1 for any other.
 
-    def judge(response: str, answer: str) -> Judged:
-        correct = math_verdict(response, answer, rule=rule).correct
-        return Judged(1.0 if correct else -1.0, correct)
+    Args:
+        rule: of `orthora.math_verdict`, for answers.
+
+    Returns:
+        A judge; it raises ValueError where a sandbox fails, which says nothing about the program.
+    """
+
+    def judge(responses: Sequence[str], problems: Sequence[Problem]) -> list[Judged]:
+        try:
+            verdicts = verdicts_of(responses, problems, rule=rule)
+        except SandboxError as error:
+            raise unjudged(f": {_line(error)}") from error
+        return [_judged(*pair) for pair in zip(verdicts, problems, strict=True)]
 
     return judge
 
 
+def _judged(verdict: Verdict | None, problem: Problem) -> Judged:
+    """The score of a verdict.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if verdict is None:
+        raise unjudged(f" on a program for problem {problem.id!r}")
+    return Judged(1.0 if verdict.correct else -1.0, verdict.correct)
+
+
+def unjudged(where: str) -> ValueError:
+    """What to raise where a program has no score.
+
+    Args:
+        where: or why, to follow "the sandbox failed".
+
+    Returns:
+        The error, with the remedy.
+    """
+    return ValueError(
+        f"the sandbox failed{where}; that says nothing about the program, so it is not counted as "
+        "wrong: see that the machine has memory and processes left, and go on with --resume"
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def check_programs(problems: Sequence[Problem]) -> None:
+    """See that programs can be judged, where some are to be.
+
+    Args:
+        problems: all that a verifier is to judge; those without tests are passed over.
+
+    Raises:
+        ValueError: tests of a form that the judge does not know; or no sandbox, with what to
+            install.
+    """
+    programs = [problem for problem in problems if problem.tests]
+    for problem in programs:
+        try:
+            parse_tests(problem.tests)
+        except ValueError as error:
+            raise ValueError(f"problem {problem.id!r}: {error}; leave it out") from error
+    if not programs:
+        return
+    try:
+        verdict = code_verdict("def f():\n    return 1", ["assert f() == 1"], timeout=60.0)
+    except SandboxError as error:
+        raise ValueError(f"programs can't be judged here: {_line(error)}") from error
+    if not verdict.correct:
+        raise ValueError(
+            f"programs can't be judged here: a correct one is called {verdict.reason!r}; see that "
+            "the machine has memory and processes left"
+        )
+
+
 def own_judge(function: OwnReward) -> Judge:
     """A user's function with its scores checked; positive scores count as passes.
+
+    Args:
+        function: is called with each response and its problem's gold answer, in order.
+
+    Returns:
+        A judge; it raises ValueError for what is no score.
 
     Raises:
         ValueError: if it can't be called with a response and an answer.
@@ -59,7 +136,7 @@ def own_judge(function: OwnReward) -> Judge:
     except ValueError:  # built-ins have no signature
         pass
 
-    def judge(response: str, answer: str) -> Judged:
+    def judged(response: str, answer: str) -> Judged:
         try:
             value = function(response, answer)
         except (Exception, SystemExit) as error:  # the function is the user's: it may do anything
@@ -84,6 +161,9 @@ def own_judge(function: OwnReward) -> Judge:
                 "number for every response"
             )
         return Judged(score, score > 0)
+
+    def judge(responses: Sequence[str], problems: Sequence[Problem]) -> list[Judged]:
+        return [judged(r, p.answer) for r, p in zip(responses, problems, strict=True)]
 
     return judge
 

@@ -25,14 +25,15 @@ from orthora.adapters import (
 from orthora.config import TrainConfig, build, read_toml, to_toml
 from orthora.evaluate import EvalResult, score
 from orthora.methods import compose
+from orthora.rewards import SandboxError
 from orthora.sampling import Sampling
 from orthora.signals import terminable
 from orthora.train import checkpoints
-from orthora.train.loading import Parts, load_parts
+from orthora.train.loading import Parts, load_parts, problems_record
 from orthora.train.matching import matched
 from orthora.train.progress import StepProgress
 from orthora.train.result import Ending, RunResult, failure_of, result_of, write_result
-from orthora.train.rewards import OwnReward
+from orthora.train.rewards import OwnReward, unjudged
 from orthora.train.sharding import gathered
 from orthora.train.trainer import Metrics, RLVRTrainer
 from orthora.train.watchdog import RollBack, Watchdog, cut_metrics, last_good
@@ -48,11 +49,11 @@ def train(
 ) -> RunResult:
     """Train an adapter by DAPO or a variant, and leave a run folder.
 
-    The folder holds ``config.toml``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``,
-    ``adapter/`` (plain PEFT: rank r, or 2r for anchored methods; for ``full`` and ``safe-mask``
-    ``model/``, the whole model) and ``result.json``. It is created only after the config, model and
-    data have been read without error. Under torchrun every process calls this with the same
-    config; the first one writes.
+    The folder holds ``config.toml``, ``environment.json``, ``problems.json`` (what is trained on),
+    ``metrics.jsonl``, ``checkpoints/``, ``adapter/`` (plain PEFT: rank r, or 2r for anchored
+    methods; for ``full`` and ``safe-mask`` ``model/``, the whole model) and ``result.json``. It is
+    created only after the config, model and data have been read without error. Under torchrun every
+    process calls this with the same config; the first one writes.
 
     Args:
         config: a `TrainConfig`, a dict of its fields, a TOML file, or a preset's name.
@@ -68,8 +69,8 @@ def train(
 
     Raises:
         ValueError: a bad config, model or data; an output folder that holds another run; a reward
-            or loss that is not finite, or no group with a signal for too long (the folder then
-            keeps the metrics, the last checkpoint, and says why).
+            or loss that is not finite, a sandbox that fails, or no group with a signal for too long
+            (the folder then keeps the metrics, the last checkpoint, and says why).
         ConnectionError: if another process of the run died or failed.
     """
     config = build(TrainConfig, config)
@@ -94,7 +95,7 @@ def train(
     checkpoint = None
     with world.together():
         if world.main:
-            checkpoint = _open_folder(config, out, resume)
+            checkpoint = _open_folder(config, parts, out, resume)
             if probes:
                 store.write_json(out / "probe.json", probes)
     checkpoint = world.from_main((checkpoint,))[0]
@@ -165,7 +166,7 @@ def _status(result: Path) -> str:
         raise ValueError(f"{result} can't be read ({error}); delete it to resume") from error
 
 
-def _open_folder(config: TrainConfig, out: Path, resume: bool) -> Path | None:
+def _open_folder(config: TrainConfig, parts: Parts, out: Path, resume: bool) -> Path | None:
     """Write what describes the run; the checkpoint to go on from, to which metrics are cut back."""
     checkpoint = last_good(out) if resume else None
     metrics = out / "metrics.jsonl"
@@ -180,6 +181,8 @@ def _open_folder(config: TrainConfig, out: Path, resume: bool) -> Path | None:
     (out / "result.json").unlink(missing_ok=True)
     store.write_json(out / "environment.json", store.environment(torch.get_num_threads()))
     store.write_atomic(out / "config.toml", to_toml(config))
+    if checkpoint is None:
+        store.write_json(out / "problems.json", problems_record(config, parts))
     return checkpoint
 
 
@@ -260,15 +263,18 @@ def _evaluate(config: TrainConfig, parts: Parts) -> tuple[EvalResult | None, Eva
     how = Sampling(max_tokens=config.max_response_tokens, batch=config.rollout_batch)
 
     def scored() -> EvalResult:
-        return score(
-            parts.model,
-            parts.tokenizer,
-            parts.held_out,
-            how,
-            config.eval_samples,
-            rule=config.reward_rule,
-            plain=config.plain_prompts,
-        )
+        try:
+            return score(
+                parts.model,
+                parts.tokenizer,
+                parts.held_out,
+                how,
+                config.eval_samples,
+                rule=config.reward_rule,
+                plain=config.plain_prompts,
+            )
+        except SandboxError as error:
+            raise unjudged(" when held-out programs were scored") from error
 
     with folded(parts.model) if folds_exactly(parts.model) else nullcontext():
         trained = scored()

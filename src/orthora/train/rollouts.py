@@ -97,10 +97,12 @@ class Stream:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the problems, their answers, prompts and order; a run goes on with these alone."""
+        """Of problems, answers or tests, prompts and order; a run goes on with these alone."""
         digest = hashlib.sha256()
         for problem, prompt in zip(self.problems, self.prompts, strict=True):
             digest.update(repr((problem.id, problem.answer, list(prompt))).encode())
+            if problem.tests:
+                digest.update(repr((problem.tests, problem.setup)).encode())
         return digest.hexdigest()
 
     def take(self, count: int) -> list[tuple[int, Problem, tuple[int, ...]]]:

@@ -1,0 +1,322 @@
+"""One evaluation from its config: sample, keep, verify, sum up."""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from orthora import models
+from orthora.adapters import folded, folds_exactly
+from orthora.config import EvalConfig, build
+from orthora.evaluate.contamination import contamination_of
+from orthora.evaluate.engines import check_vllm, draw, draw_vllm, keys_of
+from orthora.evaluate.folder import (
+    SampleFile,
+    open_folder,
+    stored_config,
+    stored_problems,
+    stored_scores,
+    write_scores,
+)
+from orthora.evaluate.problems import eval_problems
+from orthora.evaluate.result import EvalResult, result_of
+from orthora.evaluate.scoring import Drawn, grouped, rules_for, scored
+from orthora.evaluate.subject import Subject, subject_of
+from orthora.sampling import Sampling
+from orthora.stats import bootstrap_interval
+from orthora.types import Problem
+
+_USUAL = 2048  # tokens of a response, at most
+
+
+def evaluate(config: EvalConfig | dict[str, Any] | str | Path) -> EvalResult:
+    """Sample responses of a model, with or without an adapter, and verify them.
+
+    With ``out`` every sample is kept there as it comes. An evaluation that was interrupted goes on
+    when it is called again, to the same samples: bit for bit with engine ``transformers`` on one
+    kind of machine.
+
+    Args:
+        config: an `EvalConfig`, a dict of its fields, or a TOML file.
+
+    Returns:
+        The scores; also written to the folder ``config.out`` where that is set.
+
+    Raises:
+        ValueError: a bad config, a model, adapter or data that can't be read, an adapter of another
+            base, or an ``out`` that holds something else.
+        SandboxError: for programs, where they can't be run here.
+    """
+    config = build(EvalConfig, config)
+    if config.checkpoints:
+        raise ValueError("checkpoints gives several results; call orthora.evaluate.series(config)")
+    return run_one(config, subject_of(config), contamination_of(config))
+
+
+def run_one(
+    config: EvalConfig, subject: Subject, contamination: dict[str, Any] | None
+) -> EvalResult:
+    """One evaluation of one model.
+
+    Args:
+        config: of it.
+        subject: the model.
+        contamination: what was found of it.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    problems = eval_problems(config)
+    prepared = _Prepared(config, subject, problems)
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(config.out) if config.out else Path(temporary) / "evaluation"
+        open_folder(out, prepared.config, problems, prepared.texts)
+        samples = SampleFile(out, problems, prepared.samples)
+        with samples.appending():
+            if samples.missing:
+                prepared.sample_into(samples)
+        return score_folder(out, prepared.config, problems, samples, contamination)
+
+
+class _Prepared:
+    """An evaluation that is ready to sample, with everything checked that can be before."""
+
+    def __init__(self, config: EvalConfig, subject: Subject, problems: list[Problem]) -> None:
+        self._device = models.pick_device(config.device)
+        self._subject = subject
+        self._tokenizer = models.load_tokenizer(subject.model)
+        plain = config.plain_prompts
+        self.texts = [models.prompt_text(p, self._tokenizer, plain=plain) for p in problems]
+        self._prompts = [models.prompt_ids(p, self._tokenizer, plain=plain) for p in problems]
+        self.samples = config.samples_of()
+        self._model: Any = None
+        if config.engine == "vllm":
+            check_vllm(subject.adapter)
+            if subject.checkpoint is not None:
+                raise ValueError(
+                    "vLLM serves no checkpoint of a run; finish the run, or use engine "
+                    "'transformers'"
+                )
+            settings = models.load_config(subject.model)
+        else:
+            self._model = subject.load(config.dtype, self._device)
+            settings = self._model.config
+        limit = config.max_response_tokens or _room(settings, self._prompts)
+        self.config = config.model_copy(
+            update={"max_response_tokens": limit, "samples": self.samples}
+        )
+        if self._model is not None:
+            name = str(subject.model)
+            models.fit(self._model, self._tokenizer, self._prompts, limit, name=name)
+
+    def sample_into(self, samples: SampleFile) -> None:
+        """Draw what is missing."""
+        done = {one[:2] for one in samples.drawn}
+
+        def wanted(index: int, number: int) -> bool:
+            return (index, number) not in done
+
+        how = sampling_of(self.config)
+        keys = keys_of(len(self._prompts), self.samples)
+        total = len(done) + samples.missing
+        with bar("sampling", total, len(done)) as advance:
+            for one in self._rows(how, wanted):
+                if wanted(*one[:2]):
+                    samples.add(one, keys[one.problem][one.number])
+                    advance()
+
+    def _rows(self, how: Sampling, wanted: Callable[[int, int], bool]) -> Iterator[Drawn]:
+        if (model := self._model) is not None:  # folding changes no more than rounding
+            with folded(model) if folds_exactly(model) else nullcontext():
+                yield from draw(model, self._tokenizer, self._prompts, self.samples, how, wanted)
+            return
+        subject = self._subject
+        yield from draw_vllm(
+            self.config, models.resolve(subject.model), subject.adapter, self._tokenizer,
+            self._prompts, self.samples, how, wanted,
+        )  # fmt: skip
+
+
+def sampling_of(config: EvalConfig) -> Sampling:
+    """The config's sampling."""
+    assert config.max_response_tokens is not None, "known by now"
+    return Sampling(
+        max_tokens=config.max_response_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        batch=config.batch,
+        seed=config.seed,
+    )
+
+
+def rescore(
+    out: str | Path, *, rule: str | None = None, timeout: float | None = None
+) -> EvalResult:
+    """Verify the samples of an evaluation folder again, without a model, and write the scores.
+
+    Args:
+        out: folder of a complete evaluation.
+        rule: the answer rule that counts from now on; None is the rule of the config.
+        timeout: seconds for each program; None as in the config.
+
+    Returns:
+        The new scores.
+
+    Raises:
+        ValueError: if samples are missing or damaged, or the rule is unknown.
+    """
+    out = Path(out)
+    config = stored_config(out)
+    changes = {"reward_rule": rule, "code_timeout": timeout}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    config = build(EvalConfig, config.model_dump() | changes)
+    problems = stored_problems(out)
+    samples = SampleFile(out, problems, config.samples_of())
+    contamination = None
+    try:
+        contamination = stored_scores(out).get("contamination")
+    except ValueError:  # never scored yet
+        contamination = contamination_of(config)
+    return score_folder(out, config, problems, samples, contamination)
+
+
+def score_folder(
+    out: Path,
+    config: EvalConfig,
+    problems: Sequence[Problem],
+    samples: SampleFile,
+    contamination: dict[str, Any] | None,
+) -> EvalResult:
+    """Verify the samples of a folder, and write verdicts and scores.
+
+    Args:
+        out: the folder.
+        config: complete.
+        problems: in order.
+        samples: all of them.
+        contamination: what was found of it; scores with and without those problems are added.
+
+    Raises:
+        ValueError: if samples are missing.
+        SandboxError: for programs, where they can't be run here.
+    """
+    samples.check_complete()
+    rules = rules_for(config.reward_rule, problems)
+    with bar("verifying", len(samples.drawn) * len(rules)) as advance:
+        judged = scored(
+            samples.drawn, problems, config.reward_rule, timeout=config.code_timeout, told=advance
+        )
+    groups = grouped(samples.drawn, judged, len(problems))
+    result = result_of(
+        [[one for _, one in group] for group in groups],
+        config.samples_of(),
+        votes=rules != ("tests",),
+    )
+    shares = {
+        problem.id: [one.outcome == "correct" for _, one in group if one.verdict is not None]
+        for problem, group in zip(problems, groups, strict=True)
+    }
+    result = replace(result, contamination=_split(contamination, shares))
+    write_scores(out, config, problems, groups, result)
+    return result
+
+
+def _split(
+    contamination: dict[str, Any] | None, correct: dict[str, list[bool]]
+) -> dict[str, Any] | None:
+    """Add pass@1 of the problems that were found in the training data, and of the others."""
+    if not contamination or not contamination.get("problems"):
+        return contamination
+    found = {row["id"] for row in contamination["problems"]}
+    scores: dict[str, Any] = {}
+    for name, wanted in (("seen", True), ("unseen", False)):
+        means = [sum(c) / len(c) for i, c in correct.items() if (i in found) == wanted]
+        if means:
+            mean, interval = sum(means) / len(means), bootstrap_interval(means)
+            scores[name] = {"problems": len(means), "pass_at_1": mean, "interval": interval}
+    return contamination | scores
+
+
+def score(
+    model: Any,
+    tokenizer: Any,
+    problems: list[Problem],
+    how: Sampling,
+    samples: int,
+    *,
+    rule: str = "robust",
+    progress: bool = False,
+    plain: bool = False,
+) -> EvalResult:
+    """Sample responses from a model in memory, and verify them.
+
+    Every sample has a random stream of its own, keyed by the problem's place and the sample's
+    number. The global random state is left as it was.
+
+    Args:
+        model: a transformers or PEFT causal language model.
+        tokenizer: its tokenizer.
+        problems: at least one.
+        how: manner of the samples.
+        samples: per problem.
+        rule: of `orthora.math_verdict`.
+        progress: show a bar on a terminal.
+        plain: don't use the tokenizer's chat template.
+
+    Returns:
+        Scores with intervals, by this rule alone.
+
+    Raises:
+        ValueError: if there are no problems, or they are not within the model's positions and
+            vocabulary.
+        SandboxError: for programs, where they can't be run here.
+    """
+    if not problems:
+        raise ValueError("no problems to score; check the data file")
+    prompts = [models.prompt_ids(problem, tokenizer, plain=plain) for problem in problems]
+    name = getattr(model.config, "name_or_path", None) or type(model).__name__
+    models.fit(model, tokenizer, prompts, how.max_tokens, name=name)
+    with bar("evaluating", len(problems) * samples, shown=progress) as advance:
+        drawn = []
+        for one in draw(model, tokenizer, prompts, samples, how):
+            drawn.append(one)
+            advance()
+    judged = scored(drawn, problems, rule, both=False)
+    groups = grouped(drawn, judged, len(problems))
+    votes = rules_for(rule, problems) != ("tests",)
+    return result_of([[one for _, one in group] for group in groups], samples, votes=votes)
+
+
+def _room(settings: Any, prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens for a response: 2048, or what the longest prompt leaves of the model's positions."""
+    positions = getattr(settings.get_text_config(), "max_position_embeddings", None)
+    if not positions:
+        return _USUAL
+    return max(1, min(_USUAL, positions - max(map(len, prompts), default=0)))
+
+
+@contextmanager
+def bar(
+    what: str, total: int, done: int = 0, *, shown: bool = True
+) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr, on a terminal.
+
+    Args:
+        what: its label.
+        total: steps.
+        done: of them, before.
+        shown: False for none.
+    """
+    if not (shown and sys.stderr.isatty()):
+        yield lambda: None
+        return
+    with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=total, completed=done)
+        yield lambda: progress.advance(task)

@@ -1,0 +1,156 @@
+"""Named tasks end to end: prompts, golds, programs, contamination. A scripted model answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import orthora
+from orthora.evaluate import rescore
+from orthora.evaluate.scoring import Drawn
+from orthora.rewards import SandboxError
+from orthora.tasks import load_task
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="shared data is not beside this checkout")
+AIME = str(DATA / "aime" / "aimo-validation-aime.jsonl")
+DAPO = str(DATA / "dapo_math_17k" / "dapo_math_17k.parquet")
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Let the model answer by a function of problem and sample."""
+
+    def script(answer):
+        class Model:
+            config = None
+
+        def draw(model, tokenizer, prompts, samples, how, wanted):
+            for index in range(len(prompts)):
+                for number in range(samples):
+                    yield Drawn(index, number, answer(index, number), 5, ended=True)
+
+        monkeypatch.setattr("orthora.evaluate.run.draw", draw)
+        monkeypatch.setattr("orthora.models.fit", lambda *args, **kwargs: None)
+
+    return script
+
+
+@needs_data
+def test_programs_are_judged_in_the_sandbox(scripted, tmp_path):
+    data = next(DATA.glob("mbpp/*.jsonl"))
+    problems = load_task("mbpp", str(data), count=5)
+    scripted(lambda i, s: f"```python\n{problems[i].answer}\n```" if s else "def f(): pass")
+    config = {"model": "tiny", "task": "mbpp", "data": str(data), "problems": 5, "samples": 2}
+    config |= {"max_response_tokens": 5, "out": str(tmp_path / "e")}
+    result = orthora.evaluate(config)
+    assert result.pass_at_k == {"1": 0.5, "2": 1.0}
+    assert result.majority_at_k == {}
+    assert result.by_rule == {"tests": 0.5}
+    assert result.disagreement is None
+    assert rescore(tmp_path / "e") == result
+
+
+@needs_data
+def test_a_sandbox_that_fails_is_no_score_and_can_be_tried_again(scripted, monkeypatch, tmp_path):
+    from orthora.rewards import judging
+
+    data = next(DATA.glob("mbpp/*.jsonl"))
+    problems = load_task("mbpp", str(data), count=3)
+    scripted(lambda i, s: problems[i].answer)
+    real, calls = judging.code_verdict, []
+
+    def flaky(program, *args, **kwargs):
+        calls.append(program)
+        if program == problems[1].answer and len(calls) <= judging.ATTEMPTS + 1:
+            raise SandboxError("no room")
+        return real(program, *args, **kwargs)
+
+    monkeypatch.setattr(judging, "code_verdict", flaky)
+    config = {"model": "tiny", "task": "mbpp", "data": str(data), "problems": 3, "samples": 1}
+    config |= {"max_response_tokens": 5, "out": str(tmp_path / "e")}
+    with pytest.raises(ValueError, match=r"failed on all samples of a problem.*orthora rescore"):
+        orthora.evaluate(config)
+    assert rescore(tmp_path / "e").pass_at_1 == 1.0
+
+
+@needs_data
+def test_without_a_sandbox_nothing_is_scored(scripted, monkeypatch, tmp_path, capsys):
+    from orthora.cli import main
+    from orthora.rewards import judging
+
+    def none(*args, **kwargs):
+        raise SandboxError("bubblewrap is not installed; apt-get install bubblewrap")
+
+    monkeypatch.setattr(judging, "code_verdict", none)
+    scripted(lambda i, s: "def f(): pass")
+    data, out = next(DATA.glob("mbpp/*.jsonl")), tmp_path / "e"
+    arguments = ["--model=tiny", "--task=mbpp", f"--data={data}", "--problems=3", "--samples=2"]
+    assert main(["eval", *arguments, "--max-response-tokens=5", f"--out={out}"]) == 2
+    assert capsys.readouterr().err.endswith("apt-get install bubblewrap\n")
+    assert (out / "samples.jsonl").read_text().count("\n") == 6, "kept, to be scored later"
+    assert not (out / "scores.json").exists()
+
+
+@needs_data
+def test_what_stands_in_the_training_data_is_reported_apart(scripted, tmp_path):
+    problems = load_task("aime22", AIME)
+    scripted(lambda i, s: f"Answer: {problems[i].answer}" if i < 25 else "Answer: 1000")
+    out = tmp_path / "e"
+    result = orthora.evaluate(
+        {
+            "model": "tiny", "task": "aime22", "data": AIME, "samples": 1, "out": str(out),
+            "max_response_tokens": 5, "trained_on": "dapo-math", "trained_on_data": DAPO,
+        }
+    )  # fmt: skip
+    found = result.contamination
+    assert found is not None
+    assert sum(found["found"].values()) == len(found["problems"]) == 28
+    assert all(row["same_gold"] for row in found["problems"])
+    seen = {row["id"] for row in found["problems"]}
+    right = [problem.id in seen for problem in problems[:25]]
+    assert found["seen"]["problems"] == 28
+    assert found["seen"]["pass_at_1"] == pytest.approx(sum(right) / 28)
+    assert found["unseen"]["pass_at_1"] == pytest.approx((25 - sum(right)) / 2)
+    assert json.loads((out / "scores.json").read_text())["contamination"]["seen"]["problems"] == 28
+
+
+@needs_data
+def test_training_data_that_cannot_be_read(scripted, tmp_path):
+    scripted(lambda i, s: "Answer: 1")
+    config = {"model": "tiny", "task": "aime24", "data": AIME, "samples": 1, "problems": 2}
+    config |= {"max_response_tokens": 5}
+    with pytest.raises(ValueError, match=r"no data file 'gone.jsonl'"):
+        orthora.evaluate(config | {"trained_on": "gone.jsonl"})
+    run = tmp_path / "run"  # which says itself what it was trained on
+    model, _ = orthora.tiny.load()
+    orthora.export_plain(orthora.adapt(model, "rlpo", rank=2), run / "adapter")
+    (run / "config.toml").write_text('model = "tiny"\nout = "x"\ndata = "gone.jsonl"\n')
+    (run / "metrics.jsonl").write_text("")
+    found = orthora.evaluate(config | {"adapter": str(run)}).contamination
+    assert found == {
+        "training": "file gone.jsonl",
+        "error": "no data file 'gone.jsonl'; check the path",
+    }
+
+
+def test_an_unknown_task_and_a_count_that_is_too_large(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown task 'aime42'. Did you mean 'aime2"):
+        orthora.evaluate({"model": "tiny", "task": "aime42"})
+    file = tmp_path / "two.jsonl"
+    file.write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+2=", "answer": "3"}\n')
+    config = {"model": "tiny", "data": str(file), "max_response_tokens": 9}
+    assert orthora.evaluate(config).problems == 2
+    with pytest.raises(ValueError, match="problems is 3, and there are 2"):
+        orthora.evaluate(config | {"problems": 3})
+
+
+def test_repeated_problems_are_dropped_when_asked(tmp_path):
+    file = tmp_path / "twice.jsonl"
+    rows = [("1+1=", "2"), ("1+2=", "3"), ("1+1=", "2"), ("1+2=", "4")]
+    text = "".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in rows)
+    file.write_text(text)
+    config = {"model": "tiny", "data": str(file), "samples": 1, "max_response_tokens": 9}
+    assert orthora.evaluate(config).problems == 4
+    assert orthora.evaluate(config | {"drop": ["duplicates"]}).problems == 3
+    assert orthora.evaluate(config | {"drop": ["duplicates", "contradictions"]}).problems == 1

@@ -1,0 +1,159 @@
+"""What is evaluated: base, adapter, run, checkpoint; and what is refused."""
+
+import json
+
+import pytest
+from conftest import make_model, save_model
+from safetensors.torch import load_file, save_file
+
+import orthora
+from orthora.cli import main
+from orthora.config import EvalConfig, build, read_toml
+from orthora.evaluate import series
+from orthora.evaluate.contamination import run_of
+from orthora.evaluate.subject import subject_of
+
+SMALL = {"task": "arithmetic", "problems": 8, "samples": 2, "max_response_tokens": 40}
+SHORT = {
+    "steps": 3, "prompts_per_step": 4, "group_size": 4, "mini_batch_prompts": 2, "micro_batch": 8,
+    "eval_problems": 0, "save_every": 1, "keep_checkpoints": 2, "learning_rate": 3e-3, "rank": 2,
+    "dynamic_sampling": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["pissa", "full"])
+def run(request, tmp_path_factory):
+    """A run with checkpoints at two of its three steps, anchored, or of the whole model."""
+    out = tmp_path_factory.mktemp("runs") / request.param
+    config = read_toml("tiny") | SHORT | {"method": request.param, "out": str(out)}
+    if request.param == "full":
+        config["learning_rate"] = 1e-3
+    orthora.train(config, progress=False)
+    return out
+
+
+def samples_of(out):
+    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    return sorted((row["problem"], row["sample"], row["text"]) for row in rows)
+
+
+def test_a_series_goes_from_the_base_to_the_end(run, tmp_path, capsys):
+    out = tmp_path / "series"
+    told = []
+    found = series(
+        SMALL | {"adapter": str(run), "out": str(out)}, told=lambda name, _: told.append(name)
+    )
+    assert list(found) == told == ["base", "step-2", "step-3", "final"]
+    kept = {name: samples_of(out / name) for name in found}
+    assert kept["step-3"] == kept["final"], "the last checkpoint is what was exported"
+    assert kept["base"] != kept["step-2"] != kept["final"]
+    alone = SMALL | {"model": "tiny", "out": str(tmp_path / "alone")}
+    assert orthora.evaluate(alone).pass_at_1 == found["base"].pass_at_1
+    assert samples_of(tmp_path / "alone") == kept["base"]
+    assert found["final"].contamination == {
+        "training": "arithmetic",
+        "training_problems": None,
+        "found": {"exact": 0, "words": 0, "opening": 0},
+        "problems": [],
+    }
+    arguments = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items()]
+    arguments += ["--adapter", str(run), "--checkpoints", "--out", str(out)]
+    assert main(["eval", *arguments]) == 0, capsys.readouterr().err  # goes on: nothing to do
+    printed = capsys.readouterr().out
+    assert all(f"{result.pass_at_1:.4f}" in printed for result in found.values())
+
+
+def test_one_checkpoint_and_the_base_that_the_run_names(run):
+    checkpoint = max((run / "checkpoints").iterdir())
+    by_step = orthora.evaluate(SMALL | {"adapter": str(checkpoint)})
+    assert by_step == orthora.evaluate(SMALL | {"adapter": str(run)})
+    with pytest.raises(ValueError, match=r"was trained on 'tiny', and model is 'other'.*any_base"):
+        orthora.evaluate(SMALL | {"adapter": str(run), "model": "other"})
+
+
+def test_a_damaged_checkpoint_is_refused(run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    checkpoint = max((copy / "checkpoints").iterdir())
+    (checkpoint / "orthora_exact.safetensors").write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"no sound checkpoint.*5 of \d+ bytes"):
+        orthora.evaluate(SMALL | {"adapter": str(checkpoint)})
+
+
+def test_a_run_folder_is_found_from_what_lies_in_it(run):
+    checkpoint = max((run / "checkpoints").iterdir())
+    assert run_of(str(run)) == run_of(str(run / "adapter")) == run_of(str(checkpoint)) == run
+    assert run_of(str(run.parent)) is None
+
+
+def test_an_unfinished_run_has_no_adapter(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.toml").write_text('model = "tiny"\nout = "x"\ntask = "arithmetic"\n')
+    (out / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match="has no finished adapter; let the run finish"):
+        orthora.evaluate(SMALL | {"adapter": str(out)})
+
+
+def adapter(tmp_path, kind="llama", **changes):
+    model = make_model(kind)
+    folder = orthora.export_plain(orthora.adapt(model, "rlpo", rank=2), tmp_path / "adapter")
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return folder
+
+
+def test_an_adapter_of_a_base_with_another_name_is_refused_unless_told(tmp_path):
+    folder = adapter(tmp_path, base_model_name_or_path="org/Other-7B")
+    base = save_model("llama", tmp_path / "mine")
+    given = SMALL | {"model": str(base), "adapter": str(folder)}
+    with pytest.raises(ValueError, match=r"was trained on 'org/Other-7B'.*any_base = true"):
+        orthora.evaluate(given)
+    orthora.evaluate(given | {"any_base": True})
+    (tmp_path / "Other-7B").mkdir()
+    base = save_model("llama", tmp_path / "Other-7B")
+    if base.name == "Other-7B":
+        orthora.evaluate(given | {"model": str(base)})
+
+
+@pytest.mark.parametrize("change", ["deeper", "shallower", "wider"])
+def test_an_adapter_of_another_shape_is_one_line(change, tmp_path):
+    """PEFT drops what a model has no layer for, and only warns of what is missing."""
+    folder = adapter(tmp_path)
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    if change == "deeper":
+        tensors |= {k.replace("layers.1", "layers.2"): v for k, v in tensors.items()}
+    elif change == "shallower":
+        tensors = {k: v for k, v in tensors.items() if "layers.1" not in k}
+    else:
+        tensors = {k: v.repeat(1, 2) for k, v in tensors.items()}
+    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, file)
+    base = save_model("llama", tmp_path / "mine")
+    with pytest.raises(ValueError, match="does not fit the model") as error:
+        orthora.evaluate(SMALL | {"model": str(base), "adapter": str(folder), "any_base": True})
+    assert "\n" not in str(error.value)
+
+
+def test_hub_caches_and_case_are_seen_through(tmp_path):
+    folder = adapter(tmp_path, base_model_name_or_path="Qwen/Qwen2.5-1.5B")
+    cached = "/c/hub/models--Qwen--Qwen2.5-1.5B/snapshots/0123abc"
+    for model in (cached, "qwen/qwen2.5-1.5b", "/data/Qwen2.5-1.5B"):
+        config = build(EvalConfig, SMALL | {"model": model, "adapter": str(folder)})
+        assert subject_of(config).adapter == folder
+    config = build(EvalConfig, SMALL | {"model": "Qwen/Qwen2.5-7B", "adapter": str(folder)})
+    with pytest.raises(ValueError, match=r"trained on 'Qwen/Qwen2.5-1.5B'"):
+        subject_of(config)
+
+
+def test_a_merged_model_is_evaluated_as_a_model(tmp_path):
+    out = tmp_path / "run"
+    config = read_toml("tiny") | SHORT | {"method": "rlpo", "out": str(out), "save_every": 0}
+    orthora.train(config, progress=False)
+    merged = orthora.export_merged(out, tmp_path / "merged")
+    one = orthora.evaluate(SMALL | {"model": str(merged)})
+    other = orthora.evaluate(SMALL | {"adapter": str(out)})
+    assert one.pass_at_1 == other.pass_at_1
+    assert one.mean_length == other.mean_length
