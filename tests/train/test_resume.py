@@ -443,3 +443,13 @@ def test_a_run_that_fails_keeps_its_metrics_and_last_checkpoint(tmp_path):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["status"] == "failed"
     assert result["steps"] == 2
+
+
+def test_a_setting_that_came_later_counts_as_what_it_is_by_default():
+    config = orthora.TrainConfig(**settings(Path("x")))
+    before = config.model_dump(mode="json")
+    del before["drop"], before["kl_undo"]
+    checkpoints.check_same_config(Path("x"), before, config)
+    changed = config.model_copy(update={"kl_undo": 3.0})
+    with pytest.raises(ValueError, match=r"kl_undo \(10.0 then, 3.0 now\)"):
+        checkpoints.check_same_config(Path("x"), before, changed)

@@ -41,13 +41,13 @@ def contamination_of(config: EvalConfig) -> dict[str, Any] | None:
     known = _training_set(config)
     if known is None:
         return None
-    name, data, columns = known
+    name, data, split, columns = known
     report: dict[str, Any] = {"training": f"{name} {data}" if data else name}
     if name == "arithmetic":  # a hash of the problem decides its split
         none: dict[str, Any] = {"problems": []}
         return report | {"training_problems": None, "found": dict.fromkeys(_RULES, 0)} | none
     try:
-        training = _training_problems(name, data, columns)
+        training = _training_problems(name, data, split, columns)
     except ValueError as error:
         if config.trained_on:
             raise
@@ -63,25 +63,28 @@ def contamination_of(config: EvalConfig) -> dict[str, Any] | None:
     }
 
 
-def _training_set(config: EvalConfig) -> tuple[str, str | None, dict[str, str]] | None:
-    """Task or "file", data and columns: as the config says, else as the run says."""
+def _training_set(config: EvalConfig) -> tuple[str, str | None, str, dict[str, str]] | None:
+    """Task or "file", data, split and columns: as the config says, else as the run says."""
     if config.trained_on:
         if config.trained_on in names():
-            return config.trained_on, config.trained_on_data, {}
+            splits = task(config.trained_on).splits
+            split = "train" if "train" in splits else splits[0]
+            return config.trained_on, config.trained_on_data, split, {}
         columns = {"prompt_column": config.prompt_column, "answer_column": config.answer_column}
-        return "file", config.trained_on, columns
+        return "file", config.trained_on, "train", columns
     run = run_of(config.adapter)
     if run is None:
         return None
     trained = config_of(run)
     columns = {"prompt_column": trained.prompt_column, "answer_column": trained.answer_column}
-    return trained.task, trained.data, columns if trained.task == "file" else {}
+    return trained.task, trained.data, trained.data_split, columns
 
 
-def _training_problems(name: str, data: str | None, columns: dict[str, str]) -> list[Problem]:
+def _training_problems(
+    name: str, data: str | None, split: str, columns: dict[str, str]
+) -> list[Problem]:
     """The training problems, without prompts around them."""
     if name == "file":
         assert data is not None, "task file has data"
-        return load_problems(data, **columns)
-    split = "train" if "train" in task(name).splits else None
+        return load_problems(data, split=split, **columns)
     return load_task(name, data, split, template="{prompt}")

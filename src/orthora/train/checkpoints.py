@@ -86,6 +86,9 @@ def check_same_config(where: Path, before: dict[str, Any], config: TrainConfig) 
         ValueError: naming the keys that differ, with both values.
     """
     now = config.model_dump(mode="json")
+    fields = TrainConfig.model_fields.items()
+    defaults = {key: info.get_default() for key, info in fields if not info.is_required()}
+    before = json.loads(json.dumps(defaults)) | before  # what came later, as it was then
     keys = [key for key in now | before if before.get(key) != now.get(key) and key != "out"]
     if keys:
         pairs = [f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in keys]
