@@ -51,19 +51,23 @@ def verdicts_of(
             failures.append(error)
         told()
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "sandbox") as pool:
+    with ThreadPoolExecutor(_workers(), "sandbox") as pool:
         try:
-            list(pool.map(judge, programs[:1]))  # alone, to fail at once where there is no sandbox
-            if len(failures) == 1:
-                raise failures[0]
-            list(pool.map(judge, programs[1:]))
+            list(pool.map(judge, programs))
         finally:
             pool.shutdown(cancel_futures=True)
+    if failures and len(failures) == len(programs):
+        raise failures[0]
     for index, (response, problem) in enumerate(zip(responses, problems, strict=True)):
         if not problem.tests:
             found[index] = math_verdict(response, problem.answer, rule=rule)
             told()
     return found
+
+
+def _workers() -> int:
+    """Programs at once: one per core, shared among the processes that torchrun started here."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _patiently(job: CodeJob, timeout: float) -> Verdict:
