@@ -99,6 +99,28 @@ def some_compositions() -> list[str]:
     return sorted({*names(), *pairs.split()})
 
 
+def few_compositions() -> list[str]:
+    """One of every structure, optimizer and kind of start: what costs seconds each."""
+    few = "rlpo pissa geora+lora-fa rslora+dora lora-plus adalora vera miss ia3 ln full safe-mask"
+    return sorted(few.split())
+
+
+def kinds_of_composition() -> list[str]:
+    """`some_compositions`, and the first of every structure with every optimizer, anchored or not.
+
+    Compositions of one kind differ in the values that A and B begin with, and in nothing else.
+    """
+    from orthora.methods import compose, compositions
+
+    first: dict[object, str] = {}
+    for name in compositions():
+        method = compose(name)
+        structures = tuple(structure.name for structure in method.structures)
+        anchored = bool(method.init and method.init.anchored)
+        first.setdefault((structures, str(method.optimizer), anchored), name)
+    return sorted({*some_compositions(), *first.values()})
+
+
 def make_model(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
     """A random causal language model of ``KINDS`` in evaluation mode; the seed fixes its weights.
 

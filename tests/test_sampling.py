@@ -73,8 +73,8 @@ def test_the_global_random_state_is_neither_used_nor_moved():
     [
         Sampling(1, seed=0),
         Sampling(1, temperature=2.0, seed=0),
-        Sampling(1, top_k=5, seed=0),
-        Sampling(1, top_p=0.6, seed=0),
+        pytest.param(Sampling(1, top_k=5, seed=0), marks=pytest.mark.slow),
+        pytest.param(Sampling(1, top_p=0.6, seed=0), marks=pytest.mark.slow),
         Sampling(1, temperature=0.8, top_k=20, top_p=0.9, seed=0),
     ],
     ids=str,

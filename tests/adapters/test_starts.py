@@ -364,6 +364,7 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", ["rlpo", "pissa", "lora", "moe"])
+@pytest.mark.xdist_group("ranks")  # one worker starts the two processes
 def test_all_ranks_hold_the_bits_of_rank_0(method, ranks):
     first, second = (
         {n: t for n, t in rank[method].items() if ".lora_" in n or ".anchor_" in n}
@@ -374,6 +375,7 @@ def test_all_ranks_hold_the_bits_of_rank_0(method, ranks):
 
 
 @pytest.mark.parametrize("method", ["rlpo", "pissa", "lora"])
+@pytest.mark.xdist_group("ranks")
 def test_the_bits_of_rank_0_are_those_of_its_own_weights(method, ranks):
     name = "model.layers.1.mlp.up_proj"
     W = ranks[0][f"{method} weights"][f"{name}.weight"]
@@ -384,11 +386,13 @@ def test_the_bits_of_rank_0_are_those_of_its_own_weights(method, ranks):
         assert torch.equal(rank[method][f"base_model.model.{name}.lora_B.default.weight"], B)
 
 
+@pytest.mark.xdist_group("ranks")
 def test_only_rank_0_computes(ranks):
     assert len(ranks[0]["computed"]) == 3 * 14 + 24
     assert ranks[1]["computed"] == []
 
 
+@pytest.mark.xdist_group("ranks")
 def test_an_error_on_rank_0_is_raised_on_all_and_nobody_hangs(ranks):
     kinds, texts, bare = zip(*(rank["NaN"] for rank in ranks), strict=True)
     assert kinds == ("ValueError", "ValueError")

@@ -24,6 +24,9 @@ CONFIG = {
 TOTAL = 36
 
 
+pytestmark = pytest.mark.xdist_group("evaluation")  # one worker makes what all look at
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An evaluation folder, complete, and its result."""

@@ -21,6 +21,9 @@ SHORT = {
 }  # fmt: skip
 
 
+pytestmark = pytest.mark.xdist_group("subjects")  # one worker makes what all look at
+
+
 @pytest.fixture(scope="module", params=["pissa", "full"])
 def run(request, tmp_path_factory):
     """A run with checkpoints at two of its three steps, anchored, or of the whole model."""

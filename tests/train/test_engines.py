@@ -94,10 +94,13 @@ SMALL = {
     "threads": 1,
     "learning_rate": 1e-2,
 }
-SERVED = ["rlpo", "pissa", "geora", "rlpo+dora", "adalora", "vera", "miss", "ia3", "ln", "full"]
+SERVED = ["rlpo", "geora", "adalora", "full"]
+SERVED_TOO = ["pissa", "rlpo+dora", "vera", "miss", "ia3", "ln"]
 
 
-@pytest.mark.parametrize("method", SERVED)
+@pytest.mark.parametrize(
+    "method", [*SERVED, *(pytest.param(name, marks=pytest.mark.slow) for name in SERVED_TOO)]
+)
 def test_every_structure_is_served_merged_and_corrected_by_importance_weights(
     method, tmp_path, stand_in
 ):

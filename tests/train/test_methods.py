@@ -1,18 +1,18 @@
-"""Every legal composition trained for three steps on the embedded model."""
+"""Every method, and every kind of composition, trained for three steps on the embedded model."""
 
 import copy
 import functools
 
 import pytest
 import torch
-from conftest import some_compositions
+from conftest import kinds_of_composition, some_compositions
 from peft import PeftModel
 
 import orthora
 from orthora import models
 from orthora.adapters import base_policy, dense_of
 from orthora.config import TrainConfig
-from orthora.methods import compose, compositions
+from orthora.methods import compose
 from orthora.tasks import arithmetic
 from orthora.train.loading import Parts
 from orthora.train.problems import Source
@@ -26,7 +26,7 @@ every_method = pytest.mark.parametrize(
     "method",
     [
         name if name in some_compositions() else pytest.param(name, marks=pytest.mark.slow)
-        for name in compositions()
+        for name in kinds_of_composition()
     ],
 )
 TOKENS = torch.tensor([[5, 9, 4, 8, 7, 6, 5, 10]])

@@ -32,6 +32,9 @@ def first_row(out, **changes) -> dict:
     return json.loads((out / "metrics.jsonl").read_text())
 
 
+pytestmark = pytest.mark.xdist_group("probing")  # one worker makes what all look at
+
+
 @pytest.fixture(scope="module")
 def found():
     return {p.method: p for p in probe(settings(), ["lora", "pissa", "rlmo"], rollouts=1)}

@@ -190,7 +190,12 @@ KILL = "os.kill(os.getpid(), signal.SIGKILL)"
     [
         # The backend and torchrun both see it; the first of them ends us.
         (KILL, "pass", "another process (of the run )?is gone.*--resume"),
-        (KILL, "time.sleep(60)", r"terminated \(SIGTERM.*another process is gone.*--resume"),
+        pytest.param(
+            KILL,
+            "time.sleep(60)",
+            r"terminated \(SIGTERM.*another process is gone.*--resume",
+            marks=pytest.mark.slow,
+        ),
         (
             "loss = loss * torch.nan",
             "pass",
