@@ -20,16 +20,26 @@ Symbolic = Callable[[str, str], tuple[bool, str]]
 """Takes a normalised answer and a normalised gold; returns whether they are equal, and a reason."""
 _RELATION = re.compile(r"(?<![<>!])=|\\approx|≈|\\equiv|\\in(?![A-Za-z])|∈")
 _NAME = re.compile(
+    r"(?!(?:[A-Za-z]+ ){0,3}(?:not|never|wrong|incorrect|except)(?![A-Za-z])"
+    r"|\\(?:not|neg|lnot|nexists|pm|mp|log|ln|sin|cos|tan|sqrt|frac)(?![A-Za-z]))"
     r"((?:\\?[A-Za-z\u4e00-\u9fff]+(?: [A-Za-z]+){0,3})"
     r"(?:_(?:\{[A-Za-z0-9 ]{1,10}\}|[A-Za-z0-9]))?'?"
     r"(?: ?\([A-Za-z0-9, ]{1,20}\))?|\([A-Za-z](?:, ?[A-Za-z]){1,5}\))"
     r" ?(?:=|\\approx|≈|\\in(?![A-Za-z])|∈) ?"
 )
+_SUM = re.compile(r"[0-9]{0,5}[A-Za-z](?: ?[+-] ?[0-9]{0,5}[A-Za-z]){1,5} ?= ?")
 _APPROXIMATELY = re.compile(r"(.+?) ?(?:\\approx|≈) ?-?[0-9,]*\.[0-9]+ ?(?:[A-Za-z]{2,20})?")
 _SWAPPED = re.compile(r"(?=[^=]*[0-9])([^=]+?) ?= ?([A-Za-z](?:_\{?[A-Za-z0-9]\}?)?)")
 _COMMA = re.compile(r"-?(?:[0-9]+,(?:[0-9]{2}|[0-9]{4,9})|0,[0-9]{2,9})")
 _DECIMALS = re.compile(r"[+-]?[0-9]*\.([0-9]{6,})")
-_TRAILING = re.compile(rf"[+-]?{DECIMAL} ?([A-Za-z]{{1,20}})(?: ?\^\{{?[23]\}}?)?")
+_TRAILING = re.compile(rf"[+-]?{DECIMAL} ?([A-Za-z]{{1,20}}(?: ?\^\{{?[23]\}}?)?)")
+_BASE = re.compile(r"\(?(-?[0-9A-Z.]+)\)? ?_ ?\{?([0-9]+)\}?")
+_LETTERS = re.compile(r"\(?[A-Z]{2,}\)?|[a-z]{2,3}")
+_HIDDEN = re.compile(
+    r"\\(?:text[a-z]*|mbox|mathrm|mathbf) ?\{[^{}A-Za-z]*[0-9²³.+*/^_-][^{}]*\}|\\[cl]?dots"
+)
+_ORDER = re.compile(r"[<>]|\\(?:lt|le|leq|gt|ge|geq)(?![A-Za-z])")
+_ORDERED = re.compile(r"[<>(\[]|\\(?:lt|le|leq|gt|ge|geq|in)(?![A-Za-z])|∈")
 
 
 def _sides(answer: str, gold: str) -> tuple[str, str] | None:
@@ -44,6 +54,10 @@ def _sides(answer: str, gold: str) -> tuple[str, str] | None:
         for head, text in zip(heads, (answer, gold), strict=True)
     )
     answer_relations, gold_relations = (len(_RELATION.findall(text)) for text in (answer, gold))
+    if answer_head and answer_head[1].startswith("(") and not gold_head:
+        letters = re.findall("[A-Za-z]", answer_head[1])
+        if letters != sorted(letters):  # (y, x) = (1, 2)
+            return None
     same_name = answer_head and gold_head and key_of(answer_head[1]) == key_of(gold_head[1])
     if answer_head and (same_name or not gold_relations):
         answer, answer_relations = answer[answer_head.end() :], 0
@@ -82,6 +96,12 @@ def _unnamed(text: str) -> str:
     return text[name.end() :] if name else text
 
 
+def _name_of(text: str) -> str:
+    """What is in front of ``=``, or nothing."""
+    name = _NAME.match(text)
+    return key_of(name[1]) if name else ""
+
+
 def members(text: str) -> list[str]:
     r"""Return the members of a list or set, one for anything else; ``a \pm b`` has two."""
     text = unwrapped(text)
@@ -110,6 +130,22 @@ def _same_list(answer: str, gold: str, symbolic: Symbolic) -> bool:
     return True
 
 
+def _same_named(answer: str, gold: str, symbolic: Symbolic) -> bool | None:
+    """Compare ``x = 1, y = 2`` with values without names, in order; None for anything else."""
+    texts = (answer, gold)
+    sides = [members(text) for text in texts]
+    for mine, others, text in ((*sides, gold), (sides[1], sides[0], answer)):
+        names = {_name_of(one) for one in mine}
+        if len(mine) == 1 or "" in names or len(names) < len(mine):
+            continue
+        tuple_ = re.fullmatch(r"\((.*)\)", unwrapped(text))
+        values = _pieces(tuple_[1], SEPARATOR) if tuple_ and len(others) == 1 else others
+        if len(values) == len(mine) and not any(map(_NAME.match, values)):
+            pairs = zip(map(_unnamed, mine), values, strict=True)
+            return all(_equal(one, other, symbolic)[0] for one, other in pairs)
+    return None
+
+
 def _chain(answer: str, gold: str, symbolic: Symbolic) -> tuple[bool, str]:
     """Accept ``name = a = b`` where each of a and b alone would be right; ``4=5`` is not 5."""
     gold_head, head = _NAME.match(gold), _NAME.match(answer)
@@ -125,6 +161,16 @@ def _chain(answer: str, gold: str, symbolic: Symbolic) -> tuple[bool, str]:
     return True, "equal chain"
 
 
+def _same_base(answer: str, gold: str) -> bool | None:
+    """Compare numerals with a base; None where neither has one. The base may be left out."""
+    given, wanted = _BASE.fullmatch(unwrapped(answer)), _BASE.fullmatch(unwrapped(gold))
+    if given is None and wanted is None:
+        return None
+    if given is not None and wanted is not None:
+        return given.groups() == wanted.groups()
+    return wanted is not None and key_of(answer) == wanted[1]
+
+
 def _rounded(answer: str, gold: str) -> bool:
     """Whether the gold is a fraction's decimals, six or more of them, cut or rounded."""
     decimals = _DECIMALS.fullmatch(gold)
@@ -138,6 +184,12 @@ def _equal(answer: str, gold: str, symbolic: Symbolic) -> tuple[bool, str]:
     """Compare two texts without relations: as strings, as numbers, then by ``symbolic``."""
     if key_of(answer) == key_of(gold):
         return True, "exact"
+    if (base := _same_base(answer, gold)) is not None:
+        return base, "exact" if base else "different base"
+    if all(_LETTERS.fullmatch(unwrapped(text)) for text in (answer, gold)):
+        return False, "different"  # Math-Verify multiplies letters
+    if _HIDDEN.search(answer) and not _HIDDEN.search(gold):
+        return False, "text"  # Math-Verify drops it
     same = same_number(answer, gold)
     if same is False and _rounded(answer, gold):
         return True, "equal as far as the gold goes"
@@ -159,13 +211,27 @@ def compare(answer: str, gold: str, symbolic: Symbolic) -> tuple[bool, str]:
     rough = _APPROXIMATELY.fullmatch(answer)
     if rough and not _NAME.fullmatch(rough[1] + " = ") and not _RELATION.search(gold):
         answer = rough[1]
+    if rational(unwrapped(gold)) is not None and (named := _SUM.match(answer)):
+        answer = answer[named.end() :]  # m + n = 25, as problems ask for it
+    if (same := _same_named(answer, gold, symbolic)) is not None:
+        return same, "equal values" if same else "different"
     sides = _sides(answer, gold)
     if sides is None:
+        given = members(answer)
+        one_name = len({_name_of(one) for one in given}) == 1 and _name_of(given[0])
+        if len(given) > 1 and one_name and _same_list(answer, gold, symbolic):
+            return True, "equal lists"
         return _chain(_bare(answer), gold, symbolic)
     answer, gold = sides
+    if _ORDER.search(gold) and not _ORDERED.search(answer):
+        return False, "no interval"
     for one, other in ((answer, gold), (gold, answer)):
         if _COMMA.fullmatch(one) and one.replace(",", ".") == other:
             return True, "decimal comma"
     if _same_list(answer, gold, symbolic):
         return True, "equal lists"
+    lists = [members(text) for text in (answer, gold)]
+    numbers = all(rational(one) is not None for one in (*lists[0], *lists[1]))
+    if numbers and max(map(len, lists)) > 1:  # Math-Verify compares sets, in which 1, 1 is 1
+        return False, "different"
     return _equal(answer, gold, symbolic)

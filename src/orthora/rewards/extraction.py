@@ -1,6 +1,7 @@
 """The one final answer of a response: what is marked, boxed or after ``####``."""
 
 import re
+from typing import NamedTuple
 
 from orthora.rewards.spelling import tidy
 
@@ -15,7 +16,7 @@ MAX_STATEMENT = 200
 _EDGES = " \t\r\n*_`"
 _SENTENCE_END = re.compile(r"(?<=[.!。！])\s+")
 _CONCLUSION = re.compile(r"(?<=\s)(?=(?:So|Thus|Hence|Therefore),? )")
-_HOPE = re.compile(r"\s+I hope it is correct\.?\s*\Z")
+_HOPE = re.compile(r"(?<!\s)\s+I hope it is correct\.?\s*\Z")
 _THINK = re.compile(r"<(/?)think>", re.IGNORECASE)
 _STOP = re.compile(
     r"<\|(?:im_start|im_end|endoftext|end_of_text|eot_id|end|eos|pad)\|>"
@@ -25,6 +26,21 @@ _MARKER = re.compile(r"(?<![A-Za-z])answer[*_`\s]{0,8}[:：]", re.IGNORECASE)
 _FRAME = re.compile(
     r"(?is)(?:the (?:final )?answer is:?\s)?(.*?)(?:\sI hope it is correct\b.*)?\s*"
 )
+_AROUND = re.compile(r"(?:\s|[$.,!*_:]|\\[()\[\]]|\\?%|(?:[A-Za-z]\w* ?=)|[A-Za-z]+)*")
+_NEGATED = re.compile(
+    r"(?i)(?<![a-z])(?:not|never|wrong|or|except|minus|over|point|million|billion|thousand|hundred)"
+    r"(?![a-z])"
+)
+_BOX_BEFORE = re.compile(
+    r"(?:(?:^|[\s=$(,:{]|\\[(\[])([-±])|((?:\\pm|\\neq?|\\not|\\neg|(?<![a-z])not"
+    r"|[0-9A-Za-z)}] ?[/^_]) ?))\$?$"
+)
+_BOX_AFTER = re.compile(
+    r" ?\$? ?(?:(?:/|\\cdot|\\times) ?[\w\\({][\w\\}]{0,20}|[\^_]\{?[0-9\\]\S{0,20}"
+    r"|(?:[mb]illion|thousand)(?![a-z]))"
+)
+_OR = re.compile(r"(?:[\s$.,]|\\[()\[\]])*(?:or|\\text ?\{ ?or ?\})(?:[\s$]|\\[()\[\]])*")
+_WORDS_ALONE = re.compile(r"(?:[^\W\d_]+['’,.:;]* +){2,}[^\W\d_]+['’,.:;]*")
 _HASHES = re.compile(r"####[ \t:]*([^\n]+)")
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _ANSWERED = re.compile(r"<answer>([^<]{1,1000})</answer>[^<]{0,20}\Z", re.IGNORECASE)
@@ -132,31 +148,75 @@ def extract(response: str, *, marked: bool = True) -> tuple[str | None, str]:
         The answer as it stands and "", or None and the reason: "no answer" (none marked, or a think
         tag never closed) or "answer shotgun" (more than three different ``Answer:`` lines).
     """
-    source, problem = passage_of(response, marked=marked)
-    if source is None:
-        return None, problem
-    box = (last_box(source) or "").strip()
-    return (box or source), ""
+    passage = passage_of(response, marked=marked)
+    if passage.text is None:
+        return None, passage.problem
+    return _boxed(passage) or passage.text, ""
 
 
-def passage_of(response: str, *, marked: bool = True) -> tuple[str | None, str]:
-    """Return the passage that holds the final answer: a marked line, or all of a boxed answer."""
+class Passage(NamedTuple):
+    """What holds the final answer.
+
+    Attributes:
+        text: a marked line, the last statement, or all of a response with a box; None without one.
+        problem: why there is none.
+        line: whether it is a line, so that what stands beside a box in it is part of the answer.
+    """
+
+    text: str | None
+    problem: str = ""
+    line: bool = True
+
+
+def passage_of(response: str, *, marked: bool = True) -> Passage:
+    """Find the passage that holds the final answer.
+
+    Args:
+        response: as `extract`.
+        marked: as `extract`.
+
+    Returns:
+        The passage.
+    """
     text = _final_text(response)
     markers = list(_MARKER.finditer(text))[-8 * MAX_ANSWERS :]
     lines = [_line_after(text, marker.end()) for marker in markers]
-    lines = [line for line in lines if any(letter.isalnum() for letter in line)]
+    lines = [line for line in lines if any(letter.isalnum() or letter in "∞∅" for letter in line)]
     if len({tidy(line) for line in lines}) > MAX_ANSWERS:
-        return None, "answer shotgun"
-    if lines:
-        return lines[-1], ""
-    if (last_box(text) or "").strip():
-        return text, ""
+        return Passage(None, "answer shotgun")
+    boxed = bool((last_box(text) or "").strip())
+    if lines and not (boxed and _WORDS_ALONE.fullmatch(lines[-1].strip(_EDGES + "*"))):
+        return Passage(lines[-1])
+    if boxed:
+        return Passage(text, line=False)
     hashes = _HASHES.findall(text)
     if hashes:
-        return hashes[-1].strip(_EDGES), ""
+        return Passage(hashes[-1].strip(_EDGES))
     if marked or markers or "boxed" in text:  # a mark without an answer is no answer
-        return None, "no answer"
-    return _last_statement(text), "no answer"
+        return Passage(None, "no answer")
+    return Passage(_last_statement(text), "no answer")
+
+
+def _boxed(passage: Passage) -> str | None:
+    r"""Return the last box's answer, with what beside the box changes it: ``-\boxed{5}`` is -5."""
+    text = passage.text or ""
+    boxes = _boxes(text)
+    if not boxes or not (answer := text[boxes[-1][1] : boxes[-1][2]].strip()):
+        return None
+    start, _, end = boxes[-1]
+    if not passage.line:
+        if len(boxes) > 1 and _OR.fullmatch(text, boxes[-2][2] + 1, start):
+            return f"{text[boxes[-2][1] : boxes[-2][2]].strip()} or {answer}"
+        before = _BOX_BEFORE.search(text[max(0, start - 40) : start])
+        after = _BOX_AFTER.match(text, end + 1)
+        sign = (before[1] or before[2]) if before else ""
+        return f"{sign}{answer}{after[0] if after else ''}"
+    bare = text
+    for start, inside, end in reversed(boxes):
+        bare = bare[:start] + bare[inside:end] + bare[end + 1 :] if end < len(bare) else bare
+    around = text[: boxes[-1][0]] + text[boxes[-1][2] + 1 :]
+    plain = _AROUND.fullmatch(around) and not _NEGATED.search(around)
+    return answer if plain or len(text) > MAX_ANSWER else bare.strip()
 
 
 def _last_statement(text: str) -> str | None:
@@ -170,7 +230,7 @@ def _last_statement(text: str) -> str | None:
     whole = " ".join(text.split())
     if len(whole) <= MAX_STATEMENT:
         return whole
-    sentences = _SENTENCE_END.split(lines[-1])
+    sentences = _SENTENCE_END.split(lines[-1])[-MAX_STATEMENT:]
     while len(sentences) > 1 and sum(map(len, sentences)) > MAX_STATEMENT:
         del sentences[0]
     statement = _CONCLUSION.split(" ".join(sentences))[-1]

@@ -40,6 +40,7 @@ _ORDER = re.compile(r"[<>≤≥≠]|\\(?:lt|le|leq|gt|ge|geq|ne|neq)(?![A-Za-z])
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _LATEX_WORDS = "matrix pmatrix bmatrix vmatrix array cases sin cos tan log ln pi"
 _VARIABLE = re.compile(r"(?<![A-Za-z\\])[A-Za-df-hj-z](?![A-Za-z])")  # neither e nor i
+_SURD = re.compile(r"(?<![A-Za-z\\])[ei](?![A-Za-z])|\\sqrt|\\pi")
 _LIST = re.compile(r",|;|\\pm|\\cup|(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 _EXPONENT = re.compile(r"(?:\^|\*\*) ?")
 _FACTORIAL = re.compile(r"([0-9]+|[^0-9 ]|^) ?!(?!=)(?! ?!)|(?<=!) ?!")
@@ -72,7 +73,8 @@ def _power_problem(text: str) -> str | None:
             return "huge exponent"
         product *= max(sizes, default=1) or 1
         bracketed = text[: power.start()].rstrip()[-1:] in (")", "}", "]")
-        if bracketed and max(sizes, default=0) > MAX_EXPANDED and _VARIABLE.search(text):
+        open_ = _VARIABLE.search(text) or _SURD.search(text)
+        if bracketed and max(sizes, default=0) > MAX_EXPANDED and open_:
             return "huge exponent"
         nested |= bracketed
     return "tower of powers" if nested and product > MAX_NESTED_POWER else None

@@ -21,12 +21,13 @@ from orthora.rewards.spelling import key_of, split_unit, tidy, unwrapped
 from orthora.types import Verdict
 
 _MONEY = re.compile(r"\$?\\\$|\$(?=[^$]*$)")
+_PRICE = re.compile(r"\$?\\\$ ?[0-9]")
 _DOLLARS = ("dollar", "dollars", "usd", "bucks", "us dollars")
 
 
 def _readings(response: str, gold: str, marked: bool) -> Iterator[str]:
     """Yield the ways to read the final answer: as it stands, as a series of boxes, as a claim."""
-    source, _ = passage_of(response, marked=marked)
+    source = passage_of(response, marked=marked).text
     answer, _ = extract(response, marked=marked)
     if source is None or answer is None:
         return
@@ -35,6 +36,21 @@ def _readings(response: str, gold: str, marked: bool) -> Iterator[str]:
         yield series
     if answer == source and len(answer) <= MAX_ANSWER:
         yield from claims_of(answer, gold)
+
+
+def _until_a_timeout(symbolic: Symbolic) -> Symbolic:
+    """``symbolic``, which is not asked again once it has timed out: one verdict, one timeout."""
+    late = False
+
+    def asked(answer: str, gold: str) -> tuple[bool, str]:
+        nonlocal late
+        if late:
+            return False, "symbolic timeout"
+        equal, reason = symbolic(answer, gold)
+        late = reason == "symbolic timeout"
+        return equal, reason
+
+    return asked
 
 
 def robust_verdict(response: str, gold: str, *, symbolic: Symbolic, marked: bool = True) -> Verdict:
@@ -61,6 +77,11 @@ def robust_verdict(response: str, gold: str, *, symbolic: Symbolic, marked: bool
     gold_unit = split_unit(unwrapped(tidy(gold)))[1]
     if gold_unit and gold_unit not in _DOLLARS and _MONEY.match(answer.strip()):
         return Verdict(False, tidy(answer), "different unit")
+    if gold_unit == "" and _PRICE.match(gold.strip()):
+        answer_unit = split_unit(unwrapped(tidy(answer)))[1]
+        if answer_unit and answer_unit not in _DOLLARS:
+            return Verdict(False, tidy(answer), "different unit")
+    symbolic = _until_a_timeout(symbolic)
     first: Verdict | None = None
     for reading in _readings(response, gold, marked):
         tidied = tidy(reading)

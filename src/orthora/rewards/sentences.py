@@ -16,7 +16,16 @@ _NOT_A_CLAIM = re.compile(
     r"(?i)[?？]|(?<![a-z])(?:either|or|maybe|perhaps|sure|guess|whether|unknown|not know)(?![a-z])"
     r"|吗|或"
 )
-_DENIED = re.compile(r"(?i)(?<![a-z])(?:not|no|never|wrong|incorrect|false|but)(?![a-z])|不|错")
+_DENIED = re.compile(
+    r"(?i)(?<![a-z])(?:not|no|never|wrong|incorrect|false|but|cannot|nobody|doubt|mistaken?|"
+    r"unlikely|except|unless|nicht|pas|[a-z]+n['’]t)(?![a-z])|不|错|非"
+)
+_ALTERED = re.compile(
+    r"(?i)(?<![a-z])(?:(?:square|cube|root|reciprocal|opposite|inverse|multiple|divisor|factor|"
+    r"power|half|double|triple|twice|negative)s? of|after|before|near|twice|(?:might|could|may) be|"
+    r"probably|bound is) ?\$?[-.0-9]|(?<![a-z])one possible|(?-i:[0-9] ?[KMB](?![A-Za-z]))|零下"
+    r"|分之|[0-9]的|以[下上]|不对|点[零一二三四五六七八九]"
+)
 _CONTENT = re.compile(r"[0-9$½⅓¼¾]|\\[A-Za-z(\[]|^\(?[A-Z]\)?$")
 _CJK = re.compile("[\u4e00-\u9fff]")
 _ORDER_GIVEN = re.compile(
@@ -40,14 +49,20 @@ def _claimed(sentence: str) -> str | None:
     claims = list(_CLAIM.finditer(sentence))
     starts = [0, *(claim.end() for claim in claims)]
     ends = [*(claim.start() for claim in claims), len(sentence)]
-    pieces = [sentence[start:end].strip(" ,.;，") for start, end in zip(starts, ends, strict=True)]
+    pieces = [  # a point in front may belong to a decimal
+        sentence[start:end].rstrip(" ,.;，").lstrip(" ,;，")
+        for start, end in zip(starts, ends, strict=True)
+    ]
     said = [place for place, piece in enumerate(pieces) if _CONTENT.search(piece)]
     if not said or len(said) > MAX_ANSWERS + 1:
         return None
     place = said[-1]
     if place == 0 and claims and not _CONFIRMED.match(sentence[ends[0] :]):
         return None
-    if _DENIED.search(sentence, starts[place]):
+    first = place
+    while first > 0 and not re.search("[0-9]", pieces[first - 1]):
+        first -= 1
+    if _DENIED.search(sentence, starts[first]):
         return None
     return re.sub(r"(?i)^(?:de|of|to) ", "", pieces[place])
 
@@ -57,7 +72,7 @@ def claims_of(line: str, gold: str) -> Iterator[str]:
     sentences = [part for part in _SENTENCE.split(line.strip()) if part.strip(" .$")]
     if len(sentences) > 2 * MAX_ANSWERS or not sentences or _NOT_A_CLAIM.search(line):
         return
-    if _ORDER_GIVEN.match(sentences[-1]):
+    if _ORDER_GIVEN.match(sentences[-1]) or _ALTERED.search(sentences[-1]):
         return
     claims = [_claimed(sentence) or "" for sentence in sentences]
     piece = claims[-1]
@@ -73,9 +88,10 @@ def claims_of(line: str, gold: str) -> Iterator[str]:
     numbers = _LONE_NUMBER.findall(piece)
     odd = not words.isdisjoint(NOT_UNITS.split()) or set(piece) & set(MULTIPLIERS + "\\^%=<>{}")
     percents = _PERCENT.findall(piece)
-    if "%" in gold and len(percents) == 1 == len(re.findall(r"[0-9][0-9.,]*", piece)):
+    digits = len(re.findall(r"[0-9][0-9.,]*", piece))
+    if "%" in gold and len(percents) == 1 == digits and words.isdisjoint(NOT_UNITS.split()):
         yield f"{percents[0]}%"
-    lone = len(numbers) == 1 == len(re.findall(r"[0-9][0-9.,]*", piece))
+    lone = len(numbers) == 1 == digits
     long = len(piece.split()) + len(_CJK.findall(piece)) > 3
     if lone and long and not odd and rational(tidy(gold)) is not None:
         yield numbers[0]

@@ -16,12 +16,19 @@ _TIDIED = tuple(
     for pattern, new in (
         (r"\\\$|(?<!\\)\$|(?<!\\)\\[()\[\]]", ""),
         (r",\\!\s*|\{,\}", ","),
-        (r"(?<!\\)\\!|\\(?:left|right|displaystyle)(?![A-Za-z])|\^\{? ?\\circ ?\}?|°", ""),
+        (r"(?<!\\)\\!|\\(?:left|right|displaystyle)(?![A-Za-z])", ""),
+        (r"(?:\^\{? ?\\circ ?\}?|°)(?! ?[0-9])", ""),
         (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![A-Z])|\s+", " "),
+        (r"\\(?:text|mathrm) ?\{ ?([ie]|\\pi) ?\}", r" \1"),
         (r'\\"', '"'),
+        (r"(?<=,) ?(?:\.\.\.|…)", r"\\ldots "),
+        (r"^[€£¥] ?(?=[0-9])", ""),
+        (r"(?<![\w./}])([0-9]+) ?/ ?([0-9]+)(?= ?(?:[A-Za-z]|\\(?:pi|sqrt)))", r"\\frac{\1}{\2}"),
         (r"(?<=[A-Za-z ])!=", r"\\neq "),
         (r">=|\\geqslant(?![A-Za-z])", r"\\geq "),
         (r"<=(?!=)|\\leqslant(?![A-Za-z])", r"\\leq "),
+        (r"(?<![\w)}*])\*\*(?=[^\s*])([^*]*?)(?<=[^\s*])\*\*(?![\w({*])", r"\1"),  # bold
+        (r"(?<=[0-9])\*\*(?= [A-Za-z])", ""),  # the end of bold that began before the answer
         (r"\*\*", "^"),
         (r"\^ ?\(([^(){}^]*)\)", r"^{\1}"),
         (r"(?<![A-Za-z\\])(?=(?:sqrt|pi|infty)(?![A-Za-z]))", r"\\"),
@@ -37,7 +44,7 @@ _WRAPPED = re.compile(r"\\(?:text[a-z]*|mbox|mathrm|mathbf|boxed|operatorname) ?
 SEPARATOR = re.compile(
     r" ?[,;] ?(?:(?:and|or)(?![A-Za-z]))? ?| ?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]) ?"
 )
-_INT = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]+)"
+_INT = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]+)"
 DECIMAL = rf"(?:{_INT}(?:\.[0-9]*)?|\.[0-9]+)"
 _SLASH = re.compile(rf"([+-]? ?(?:{_INT} )?)({DECIMAL}) ?/ ?(-?{DECIMAL})")
 _RATIO = re.compile(
@@ -46,6 +53,7 @@ _RATIO = re.compile(
 _PLAIN = re.compile(
     rf"([+-]?) ?({DECIMAL})(?: ?(?:\\times|\\cdot|\*) ?10\^\{{? ?([+-]?[0-9]{{1,2}}) ?\}}?)?"
 )
+_LONGEST = 1_000  # characters of a number
 _REMAINDER = re.compile(r"([0-9]{1,18}) ?\\bmod ?([0-9]{1,18})")
 _PERCENT = re.compile(r" ?(?:%|percents?\b|per cent\b|percentage\b|pct\b)\.?$", re.IGNORECASE)
 _UNIT = re.compile(
@@ -59,9 +67,21 @@ NOT_UNITS = (
     "ln exp mod squared cubed over divided minus plus times twice double triple or and not no "
     "root factorial percent percents percentage pct cent permille mille ppm basis negative "
     "below above under zero less fewer more than least most about almost nearly approximately "
-    "between except without wrong incorrect"
+    "between except without wrong incorrect one two three four five six seven eight nine eleven "
+    "twelve thirteen fifteen twenty thirty forty fifty sixty seventy eighty ninety point fourth "
+    "fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths twelfths "
+    "sixteenths recurring repeating choose base octal hex hexadecimal binary modulo remainder "
+    "raised power increased reduced added nor else maybe perhaps possibly probably is isn cannot "
+    "false untrue unless excluded impossible grand mil lakhs crores quadrillion scores lost owed "
+    "loss debt short"
 )
+SHORT_UNITS = (
+    "cm mm km nm kg mg ml cl dl gm ft in yd mi lb oz hr hz kw mw gb mb kb pt qt am pm cc ha"
+)
+"""Units of two letters; other pairs of letters are a product of variables."""
+_MORE = ("more", "times")
 MULTIPLIERS = "十百千万亿半双打成倍"
+NOT_CHINESE_UNITS = "分之点又不错的以减加乘方零"
 
 
 def tidy(text: str) -> str:
@@ -100,12 +120,14 @@ def rational(text: str) -> Fraction | None:
     r"""Read a number exactly.
 
     Args:
-        text: a tidied answer of at most some thousand characters.
+        text: a tidied answer.
 
     Returns:
         The value of an integer, decimal, fraction, mixed number or decimal times a power of ten,
         with or without thousands separators; None for everything else and for a zero denominator.
     """
+    if len(text) > _LONGEST:
+        return None
     if remainder := _REMAINDER.fullmatch(text):
         top, bottom = map(int, remainder.groups())
         return Fraction(top % bottom) if bottom else None
@@ -132,11 +154,18 @@ def split_unit(text: str) -> tuple[str, str]:
     """Split trailing unit words off; number words and operators are not units."""
     match = _UNIT.fullmatch(text)
     words = set(re.findall("[a-z]+", match[2].lower())) if match else set()
-    if match is None or not words.isdisjoint(NOT_UNITS.split()):
+    if match is None:
+        return text, ""
+    unit = match[2].strip(" .").lower()
+    pair = re.match(r"[a-z]{2}(?![a-z])", unit)
+    odd = pair and len(words) == 1 and pair[0] not in SHORT_UNITS.split()
+    if odd or (unit not in _MORE and not words.isdisjoint(NOT_UNITS.split())):
+        return text, ""
+    if set(match[2]) & set(NOT_CHINESE_UNITS):
         return text, ""
     if match[2][0] in MULTIPLIERS and match[2][:2] not in ("千克", "千米"):
         return text, ""
-    return match[1].strip(), match[2].strip(" .").lower()
+    return match[1].strip(), unit
 
 
 def same_number(answer: str, gold: str) -> bool | None:
