@@ -64,10 +64,38 @@ def test_a_worker_that_dies_at_its_question_is_an_error_and_is_replaced():
     pool = Pool(1, timeout=GENEROUS)
     assert pool.equal("1+1", "2")[0]
     (pid,) = pids(pool)
-    killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))  # as the kernel does without RAM
-    killer.start()
+
+    def kill_two() -> None:  # as the kernel does without RAM; it is asked again once
+        first = pid
+        for _ in range(2):
+            time.sleep(0.5)
+            os.kill(first, signal.SIGKILL)
+            while pids(pool) in ([], [first]):
+                time.sleep(0.05)
+            first = pids(pool)[-1]
+
+    threading.Thread(target=kill_two).start()
     assert pool.equal(*ENDLESS) == (False, "symbolic error: the worker ended")
     assert pool.equal(r"\sqrt{9}", "3") == EQUAL
+    pool.close()
+
+
+def test_an_answer_is_asked_about_again_where_its_worker_was_killed(monkeypatch):
+    from orthora.rewards.pool import ENDED, Worker
+
+    real, asked = Worker.equal, []
+
+    def once_killed(self, answer, gold):
+        asked.append(answer)
+        if len(asked) == 1:
+            self.kill()
+            return False, ENDED
+        return real(self, answer, gold)
+
+    pool = Pool(1, timeout=GENEROUS)
+    monkeypatch.setattr(Worker, "equal", once_killed)
+    assert pool.equal(r"\sqrt{9}", "3") == EQUAL
+    assert len(asked) == 2
     pool.close()
 
 

@@ -75,9 +75,9 @@ def _run(command: str, rest: list[str]) -> int:
     try:
         COMMANDS[command](rest)
     except RuntimeError as error:
-        from orthora.rewards import SandboxError
+        from orthora.rewards import SandboxError, WorkersError
 
-        if isinstance(error, SandboxError):
+        if isinstance(error, SandboxError | WorkersError):
             raise OSError(str(error)) from error
         raise
     return 0

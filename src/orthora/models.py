@@ -144,7 +144,11 @@ def prompt_ids(problem: Problem, tokenizer: Any, *, plain: bool = False) -> list
     Raises:
         ValueError: as `prompt_text`.
     """
-    text = prompt_text(problem, tokenizer, plain=plain)
+    return text_ids(prompt_text(problem, tokenizer, plain=plain), tokenizer, plain=plain)
+
+
+def text_ids(text: str, tokenizer: Any, *, plain: bool = False) -> list[int]:
+    """Token ids of a prompt's text as `prompt_text` gives it."""
     templated = bool(tokenizer.chat_template) and not plain  # the template writes its own marks
     return list(tokenizer(text, add_special_tokens=not templated)["input_ids"])
 
@@ -175,15 +179,7 @@ def fit(
     for index, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"prompt {index} has no token that the tokenizer knows; leave it out")
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = prompt_tokens or max(map(len, prompts))
-    if positions and longest + response_tokens > positions:
-        what = "max_prompt_tokens" if prompt_tokens else "the tokens of the longest prompt,"
-        remedy = "lower them" if prompt_tokens else "lower it, or leave long prompts out"
-        raise ValueError(
-            f"{what} {longest} + max_response_tokens {response_tokens} exceed the {positions} "
-            f"positions of {name!r}; {remedy}"
-        )
+    check_positions(model.config, prompts, response_tokens, name=name, prompt_tokens=prompt_tokens)
     rows = model.get_input_embeddings().weight.shape[0]
     pad = tokenizer.pad_token_id
     if pad is None or pad >= rows:
@@ -193,6 +189,37 @@ def fit(
         raise ValueError(
             f"the tokenizer gives token id {largest}, and {name!r} has {rows} embeddings; use the "
             "tokenizer that belongs to the model"
+        )
+
+
+def check_positions(
+    settings: Any,
+    prompts: Sequence[Sequence[int]],
+    response_tokens: int,
+    *,
+    name: str,
+    prompt_tokens: int | None = None,
+) -> None:
+    """Prompts and responses are within a model's positions.
+
+    Args:
+        settings: the model's config.
+        prompts: token ids of each.
+        response_tokens: the limit, ``max_response_tokens``.
+        name: of the model, for messages.
+        prompt_tokens: the limit, ``max_prompt_tokens``; None takes the longest prompt.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    positions = getattr(settings.get_text_config(), "max_position_embeddings", None)
+    longest = prompt_tokens or max(map(len, prompts))
+    if positions and longest + response_tokens > positions:
+        what = "max_prompt_tokens" if prompt_tokens else "the tokens of the longest prompt,"
+        remedy = "lower them" if prompt_tokens else "lower it, or leave long prompts out"
+        raise ValueError(
+            f"{what} {longest} + max_response_tokens {response_tokens} exceed the {positions} "
+            f"positions of {name!r}; {remedy}"
         )
 
 
@@ -230,7 +257,7 @@ def load_adapter(model: Any, adapter: str) -> Any:
     Raises:
         ValueError: if there is no adapter, its files are damaged, or it does not fit the model.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     from orthora.adapters import check_adapter
 
@@ -239,27 +266,32 @@ def load_adapter(model: Any, adapter: str) -> Any:
         raise ValueError(f"{adapter!r} holds no adapter (no adapter_config.json)")
     check_adapter(folder)
     try:
+        settings = PeftConfig.from_pretrained(str(folder))
+        if settings.is_prompt_learning or getattr(settings, "alora_invocation_tokens", None):
+            raise ValueError(
+                f"{settings.peft_type} changes prompts, not weights, and is not evaluated here"
+            )
         adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+        found = adapted.load_adapter(str(folder), "default")  # once more, for what was left over
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"adapter {adapter!r} does not fit the model: {line} (is this the base it was "
             "trained on?)"
         ) from error
-    _check_all_used(adapted, folder, adapter)
-    return adapted
+    _check_all_used(settings, found, adapter)
+    return adapted.eval()
 
 
-def _check_all_used(adapted: Any, folder: Path, adapter: str) -> None:
+def _check_all_used(settings: Any, found: Any, adapter: str) -> None:
     """Every tensor of the adapter has a place, and every place a tensor: PEFT only warns."""
-    from peft import get_peft_model_state_dict
-    from peft.utils import load_peft_weights
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
-    given = load_peft_weights(str(folder), device="cpu").keys()
-    places = get_peft_model_state_dict(adapted).keys()
-    odd = sorted(given - places) + sorted(places - given)
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(settings.peft_type, "lora_")
+    missing = sorted(key for key in found.missing_keys if prefix in key)
+    odd = sorted(found.unexpected_keys) + missing
     if odd:
-        what = "has no place in" if odd[0] in given else "is missing for"
+        what = "is missing for" if odd[0] in missing else "has no place in"
         raise ValueError(
             f"adapter {adapter!r} does not fit the model: {odd[0]!r} {what} it, and {len(odd) - 1} "
             "more (is this the base it was trained on?)"

@@ -109,5 +109,6 @@ def to_toml(config: BaseModel) -> str:
     lines = []
     for key, value in config.model_dump(mode="json").items():
         if value is not None:
-            lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            lines.append(f"{key} = {text}")
     return "\n".join(lines) + "\n"

@@ -64,13 +64,14 @@ def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
     return sorted((step_of(folder), folder) for folder in folders if damage(folder) is None)
 
 
-def checkpoint_model(checkpoint: Path, dtype: str, device: str) -> Any:
+def checkpoint_model(checkpoint: Path, dtype: str, device: str, base: str | None = None) -> Any:
     """The model as it was when a checkpoint was written, anchors included.
 
     Args:
         checkpoint: a folder of `checkpoints_of`.
         dtype: of the base weights.
         device: ``"cpu"`` or ``"cuda"``.
+        base: the base model, where it is not to be found under the name that the run gave it.
 
     Raises:
         ValueError: if the checkpoint is damaged, of a run with sharded weights, or does not fit the
@@ -88,7 +89,7 @@ def checkpoint_model(checkpoint: Path, dtype: str, device: str) -> Any:
     config = build(TrainConfig, marker["config"])
     updates = config.update_epochs * config.prompts_per_step // config.mini_batch_prompts
     model = adapt(
-        models.load_model(config.model, dtype, device),
+        models.load_model(base or config.model, dtype, device),
         config.method,
         rank=config.rank,
         alpha=config.alpha,
@@ -139,9 +140,13 @@ def damage(checkpoint: Path) -> str | None:
     try:
         marker = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
         files = marker["files"]
-    except (ValueError, KeyError):
+        sizes = dict(files.items())
+        missing = {"step", "config", "upkeep"} - marker.keys()
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MARKER} can't be read"
-    for name, size in files.items():
+    if missing:
+        return f"{MARKER} is cut"
+    for name, size in sizes.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"

@@ -93,7 +93,10 @@ def test_fewer_samples_than_asked_for_are_an_error(vllm, monkeypatch, tmp_path):
 def test_a_plain_adapter_is_served_and_an_odd_one_refused(vllm, tmp_path):
     model, _ = tiny.load()
     folder = orthora.export_plain(orthora.adapt(model, "rlpo", rank=3), tmp_path / "adapter")
-    orthora.evaluate(CONFIG | {"adapter": str(folder), "any_base": True})
+    given = CONFIG | {"adapter": str(folder), "any_base": True}
+    with pytest.raises(ValueError, match="16 bits only; set dtype 'bfloat16'"):
+        orthora.evaluate(given)
+    orthora.evaluate(given | {"dtype": "bfloat16"})
     (engine,) = vllm.made
     assert (engine.settings["enable_lora"], engine.settings["max_lora_rank"]) == (True, 8)
     assert all(request == ("adapter", 1, str(folder)) for _, _, request in engine.calls)
@@ -109,7 +112,13 @@ def test_a_plain_adapter_is_served_and_an_odd_one_refused(vllm, tmp_path):
     ):
         file.write_text(json.dumps(settings | change))
         with pytest.raises(ValueError, match=rf"can't serve.*{word}.*--form merged"):
-            check_vllm(folder)
+            check_vllm(folder, "bfloat16")
+
+
+def test_what_is_longer_than_the_model_is_refused_before_the_engine_starts(vllm):
+    with pytest.raises(ValueError, match="exceed the 256 positions of 'tiny'"):
+        orthora.evaluate(CONFIG | {"max_response_tokens": 5_000})
+    assert not vllm.made
 
 
 def test_without_vllm_it_says_what_to_do():

@@ -62,7 +62,7 @@ def test_a_sandbox_that_fails_is_no_score_and_can_be_tried_again(scripted, monke
 
     def flaky(program, *args, **kwargs):
         calls.append(program)
-        if program == problems[1].answer and len(calls) <= judging.ATTEMPTS + 1:
+        if program == problems[1].answer and calls.count(program) <= 3:
             raise SandboxError("no room")
         return real(program, *args, **kwargs)
 
@@ -86,10 +86,36 @@ def test_without_a_sandbox_nothing_is_scored(scripted, monkeypatch, tmp_path, ca
     scripted(lambda i, s: "def f(): pass")
     data, out = next(DATA.glob("mbpp/*.jsonl")), tmp_path / "e"
     arguments = ["--model=tiny", "--task=mbpp", f"--data={data}", "--problems=3", "--samples=2"]
-    assert main(["eval", *arguments, "--max-response-tokens=5", f"--out={out}"]) == 2
+    command = ["eval", *arguments, "--max-response-tokens=5", f"--out={out}"]
+    assert main(command) == 2
     assert capsys.readouterr().err.endswith("apt-get install bubblewrap\n")
-    assert (out / "samples.jsonl").read_text().count("\n") == 6, "kept, to be scored later"
-    assert not (out / "scores.json").exists()
+    assert not out.exists(), "said before the work, not after it"
+
+
+@needs_data
+def test_where_programs_can_no_longer_be_run_good_scores_stay(scripted, monkeypatch, tmp_path):
+    """A response without a program needs no sandbox, and must not stand for those that do."""
+    from orthora.rewards import judging
+
+    data = next(DATA.glob("mbpp/*.jsonl"))
+    problems = load_task("mbpp", str(data), count=3)
+    scripted(lambda i, s: problems[i].answer if s else "I do not know.")
+    config = {"model": "tiny", "task": "mbpp", "data": str(data), "problems": 3, "samples": 2}
+    out = tmp_path / "e"
+    result = orthora.evaluate(config | {"max_response_tokens": 5, "out": str(out)})
+    assert result.pass_at_1 == 0.5
+    before = (out / "scores.json").read_bytes()
+    real = judging.code_verdict
+
+    def none(program, *args, **kwargs):
+        if program == "I do not know.":
+            return real(program, *args, **kwargs)
+        raise SandboxError("bubblewrap is not installed")
+
+    monkeypatch.setattr(judging, "code_verdict", none)
+    with pytest.raises(SandboxError):
+        rescore(out)
+    assert (out / "scores.json").read_bytes() == before
 
 
 @needs_data

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 import orthora
 from orthora.config import TrainConfig, build, read_toml, to_toml
-from orthora.rewards import SandboxError, launch
+from orthora.rewards import SandboxError, check_programs, launch
 from orthora.sampling import Response
 from orthora.tasks import arithmetic, load_task
 from orthora.tasks.named import TASKS
@@ -18,7 +18,7 @@ from orthora.tasks.statements import MATH_TEMPLATE
 from orthora.train.collect import Collector, Rules
 from orthora.train.probing import probe
 from orthora.train.problems import held_out_problems, training_problems
-from orthora.train.rewards import check_programs, own_judge, verdict_judge
+from orthora.train.rewards import own_judge, verdict_judge
 from orthora.train.rollouts import Stream
 from orthora.train.world import World
 from orthora.types import Problem, Verdict

@@ -81,7 +81,7 @@ class EvalConfig(Strict):
     """Where to run."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Of the samples; each has a random stream of its own."""
-    out: str | None = None
+    out: str | None = Field(None, min_length=1)
     """Folder to create, with every sample; an evaluation in it that was interrupted goes on."""
 
     def samples_of(self) -> int:

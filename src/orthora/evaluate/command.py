@@ -84,8 +84,9 @@ def run_rescore(arguments: Sequence[str]) -> None:
     """
     options = tyro.cli(RescoreOptions, args=arguments, prog="orthora rescore")
     quiet_libraries()
-    folders = sorted(path.parent for path in options.folder.glob("*/samples.jsonl"))
-    for folder in folders or [options.folder]:
+    inside = sorted(path.parent for path in options.folder.glob("*/samples.jsonl"))
+    own = (options.folder / "samples.jsonl").is_file() or not inside
+    for folder in [*([options.folder] if own else []), *inside]:
         result = rescore(folder, rule=options.reward_rule, timeout=options.code_timeout)
         print_result(result, str(folder))
 
@@ -123,7 +124,7 @@ def print_result(result: EvalResult, title: str) -> None:
         result: of it.
         title: of the table.
     """
-    table = Table("measure", "value", "95 % interval", title=title, title_justify="left")
+    table = Table("measure", "value", "95 % interval", title=Text(title), title_justify="left")
     table.add_row(f"mean@{result.samples} (pass@1)", *_with_interval(result, 1))
     for k in shown_ks(max(map(int, result.pass_at_k))):
         if k > 1:
@@ -203,13 +204,14 @@ def print_comparisons(first: str, found: dict[str, Comparison]) -> None:
     """
     table = Table(
         "evaluation", "pass@1", "difference", "95 % interval", "p (exact)", "better / worse",
-        title=f"against {first}", title_justify="left",
+        title=Text(f"against {first}"), title_justify="left",
     )  # fmt: skip
     for name, one in found.items():
         low, high = one.interval
         table.add_row(
-            name, f"{one.first:.4f}", f"{one.difference:+.4f}", f"{low:+.4f} to {high:+.4f}",
-            f"{one.p_value:.3g}", f"{one.better} / {one.worse} of {one.problems}",
+            Text(name), f"{one.first:.4f}", f"{one.difference:+.4f}", f"{low:+.4f} to {high:+.4f}",
+            "unequal n" if one.p_value is None else f"{one.p_value:.3g}",
+            f"{one.better} / {one.worse} of {one.problems}",
         )  # fmt: skip
     console = _console()
     console.print(table)

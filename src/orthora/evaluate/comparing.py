@@ -9,8 +9,8 @@ from orthora.evaluate.folder import stored_problems, stored_scores, stored_verdi
 from orthora.stats import bootstrap_interval, sign_flip_p
 
 _PROTOCOL = (
-    "reward_rule", "code_timeout", "temperature", "top_p", "top_k", "max_response_tokens",
-    "plain_prompts", "engine", "dtype",
+    "samples", "seed", "reward_rule", "code_timeout", "temperature", "top_p", "top_k",
+    "max_response_tokens", "plain_prompts", "engine", "dtype",
 )  # fmt: skip
 
 
@@ -23,7 +23,8 @@ class Comparison:
         interval: 95 % bootstrap interval of it, problems resampled with both their results.
         p_value: of the exact two-sided sign-flip test: were the two alike, each problem's
             difference would be as likely with either sign. With one sample each it is McNemar's
-            exact test.
+            exact test. None where the two have not the same number of scored samples of every
+            problem: differences are then not symmetric, and the test rejects too often.
         first: pass@1 of the first.
         second: pass@1 of the second.
         better: problems on which the first has the larger share of correct samples.
@@ -35,7 +36,7 @@ class Comparison:
 
     difference: float
     interval: tuple[float, float]
-    p_value: float
+    p_value: float | None
     first: float
     second: float
     better: int
@@ -71,12 +72,17 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
             f"{one} and {other} are not of the same problems ({only} differ); evaluate both on the "
             "same task, data, prompt and number of problems"
         )
-    shares = [_shares(out, stored_verdicts(out)) for out in (one, other)]
+    verdicts = [stored_verdicts(out) for out in (one, other)]
+    shares = [_shares(out, found) for out, found in zip((one, other), verdicts, strict=True)]
+    counts = [{name: _scored(c) for name, c in found.items()} for found in verdicts]
+    for out, found in zip((one, other), counts, strict=True):
+        if found.keys() != golds[0].keys():
+            raise ValueError(f"{out} has no verdicts on some problems; write them: orthora rescore")
     differences = [shares[0][name] - shares[1][name] for name in golds[0]]
     return Comparison(
         difference=float(sum(differences) / len(differences)),
         interval=bootstrap_interval(map(float, differences)),
-        p_value=sign_flip_p(differences),
+        p_value=sign_flip_p(differences) if counts[0] == counts[1] else None,
         first=float(sum(shares[0].values()) / len(differences)),
         second=float(sum(shares[1].values()) / len(differences)),
         better=sum(d > 0 for d in differences),
@@ -88,6 +94,11 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
             if settings[0].get(key) != settings[1].get(key)
         },
     )
+
+
+def _scored(correct: Sequence[bool | None]) -> int:
+    """Samples with a score."""
+    return sum(one is not None for one in correct)
 
 
 def _shares(out: Path, verdicts: dict[str, list[bool | None]]) -> dict[str, Fraction]:

@@ -6,7 +6,7 @@ from typing import Any
 from orthora.config import EvalConfig
 from orthora.evaluate.problems import eval_problems
 from orthora.tasks import find_contamination, load_problems, load_task
-from orthora.tasks.registry import names, task
+from orthora.tasks.registry import task
 from orthora.trained import config_of
 from orthora.types import Problem
 
@@ -43,7 +43,8 @@ def contamination_of(config: EvalConfig) -> dict[str, Any] | None:
         return None
     name, data, split, columns = known
     report: dict[str, Any] = {"training": f"{name} {data}" if data else name}
-    if name == "arithmetic":  # a hash of the problem decides its split
+    if name == "arithmetic" and not (config.task == name and config.data_split == "train"):
+        # a hash of the problem decides its split
         none: dict[str, Any] = {"problems": []}
         return report | {"training_problems": None, "found": dict.fromkeys(_RULES, 0)} | none
     try:
@@ -66,10 +67,14 @@ def contamination_of(config: EvalConfig) -> dict[str, Any] | None:
 def _training_set(config: EvalConfig) -> tuple[str, str | None, str, dict[str, str]] | None:
     """Task or "file", data, split and columns: as the config says, else as the run says."""
     if config.trained_on:
-        if config.trained_on in names():
+        if not _is_path(config.trained_on):
             splits = task(config.trained_on).splits
             split = "train" if "train" in splits else splits[0]
-            return config.trained_on, config.trained_on_data, split, {}
+            return task(config.trained_on).name, config.trained_on_data, split, {}
+        if config.trained_on_data:
+            raise ValueError(
+                f"trained_on {config.trained_on!r} is a file already; leave trained_on_data out"
+            )
         columns = {"prompt_column": config.prompt_column, "answer_column": config.answer_column}
         return "file", config.trained_on, "train", columns
     run = run_of(config.adapter)
@@ -80,6 +85,11 @@ def _training_set(config: EvalConfig) -> tuple[str, str | None, str, dict[str, s
     return trained.task, trained.data, trained.data_split, columns
 
 
+def _is_path(name: str) -> bool:
+    """Whether it is no task's name: a file, or a hub data set."""
+    return Path(name).exists() or bool(Path(name).suffix) or "/" in name
+
+
 def _training_problems(
     name: str, data: str | None, split: str, columns: dict[str, str]
 ) -> list[Problem]:
@@ -87,4 +97,6 @@ def _training_problems(
     if name == "file":
         assert data is not None, "task file has data"
         return load_problems(data, split=split, **columns)
+    if name == "arithmetic":
+        return load_task(name, split="train", count=4096)
     return load_task(name, data, split, template="{prompt}")

@@ -14,6 +14,10 @@ from orthora.sampling import Sampling, sample, vocabulary_of
 
 Wanted = Callable[[int, int], bool]
 
+_UNSERVED = (
+    "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias",
+    "target_parameters", "layer_replication", "trainable_token_indices",
+)  # fmt: skip
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM reserves room for."""
 
@@ -54,11 +58,12 @@ def seed_of(seed: int, key: int) -> int:
     return int(np.random.SeedSequence([seed, key]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def check_vllm(adapter: Path | None) -> None:
+def check_vllm(adapter: Path | None, dtype: str) -> None:
     """Refuse what vLLM can't do here.
 
     Args:
         adapter: folder of a PEFT adapter.
+        dtype: of the weights.
 
     Raises:
         ValueError: with the remedy.
@@ -70,21 +75,16 @@ def check_vllm(adapter: Path | None) -> None:
         )
     if adapter is None:
         return
+    if dtype == "float32":
+        raise ValueError(
+            "vLLM serves adapters in 16 bits only; set dtype 'bfloat16', or use engine "
+            "'transformers'"
+        )
     settings = json_object(adapter / "adapter_config.json")
     kept = settings.get("peft_type") != "LORA" and f"peft_type {settings.get('peft_type')}"
     odd = [
         kept,
-        *(
-            name
-            for name in (
-                "use_dora",
-                "rank_pattern",
-                "alpha_pattern",
-                "modules_to_save",
-                "use_bdlora",
-            )
-            if settings.get(name)
-        ),
+        *(name for name in _UNSERVED if settings.get(name)),
         settings.get("bias", "none") != "none" and "bias",
         settings.get("r", 0) > _RANKS[-1] and f"rank {settings.get('r')}",
     ]

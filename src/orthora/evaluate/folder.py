@@ -5,6 +5,7 @@ reads them, golds, tests), ``samples.jsonl`` (one line per response, as they com
 scoring ``verdicts.jsonl`` (in the problems' order) and ``scores.json``.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from orthora.config import EvalConfig, build, read_toml, to_toml
 from orthora.evaluate.result import EvalResult, Scored
 from orthora.evaluate.scoring import Drawn
 from orthora.store import environment, new_folder, write_atomic, write_json
-from orthora.types import Problem, Verdict
+from orthora.types import Problem
 
 CONFIG, PROBLEMS, SAMPLES = "config.toml", "problems.jsonl", "samples.jsonl"
 VERDICTS, SCORES = "verdicts.jsonl", "scores.json"
@@ -26,8 +27,12 @@ _SYNC = 64
 
 
 def open_folder(
-    out: Path, config: EvalConfig, problems: Sequence[Problem], prompts: Sequence[str]
-) -> None:
+    out: Path,
+    config: EvalConfig,
+    problems: Sequence[Problem],
+    prompts: Sequence[str],
+    weights: str,
+) -> list[str]:
     """Make the folder, or check that it holds this very evaluation, to go on with it.
 
     Args:
@@ -35,10 +40,14 @@ def open_folder(
         config: of the evaluation, complete.
         problems: to be sampled.
         prompts: as the model reads them.
+        weights: fingerprint of what is sampled from.
+
+    Returns:
+        The prompts as they were when the evaluation began: a chat template may hold the date.
 
     Raises:
-        ValueError: if there is something else in the folder, or an evaluation with another config
-            or of other problems.
+        ValueError: if there is something else in the folder, or an evaluation with another config,
+            of other problems or of other weights.
     """
     lines = "".join(
         json.dumps({**asdict(problem), "text": text}) + "\n"
@@ -47,9 +56,9 @@ def open_folder(
     if not (out / CONFIG).is_file():
         with new_folder(out) as temporary:
             write_atomic(temporary / CONFIG, to_toml(config))
-            write_json(temporary / "environment.json", environment(0))
+            write_json(temporary / "environment.json", environment(0) | {"weights": weights})
             write_atomic(temporary / PROBLEMS, lines)
-        return
+        return list(prompts)
     before = stored_config(out).model_dump(mode="json")
     now = config.model_dump(mode="json")
     keys = [key for key in now if before.get(key) != now[key] and key != "out"]
@@ -59,11 +68,21 @@ def open_folder(
             f"{out} holds an evaluation with another config; these differ: {', '.join(pairs)}. "
             "Choose another out; to judge the same samples by another rule: orthora rescore"
         )
-    if (out / PROBLEMS).read_text(encoding="utf-8") != lines:
+    if stored_problems(out) != list(problems):
         raise ValueError(
-            f"the problems are not those of {out}: the data, its order or the chat template has "
-            "changed; put them back, or choose another out"
+            f"the problems are not those of {out}: the data or its order has changed; put them "
+            "back, or choose another out"
         )
+    made = _object(out / "environment.json")
+    if made.get("weights", weights) != weights:
+        raise ValueError(
+            f"{out} holds samples of other weights: the model or adapter of that name has changed "
+            "since; choose another out"
+        )
+    return [
+        str(_parsed(line, out / PROBLEMS, number).get("text"))
+        for number, line in enumerate(_lines(out / PROBLEMS), 1)
+    ]
 
 
 def stored_config(out: Path) -> EvalConfig:
@@ -86,8 +105,13 @@ def stored_problems(out: Path) -> list[Problem]:
     problems = []
     for number, line in enumerate(_lines(out / PROBLEMS), 1):
         row = _parsed(line, out / PROBLEMS, number)
-        tests = tuple(row["tests"])
-        problems.append(Problem(row["prompt"], row["answer"], row["id"], tests, row["setup"]))
+        try:
+            tests = tuple(map(str, row["tests"]))
+            problems.append(Problem(row["prompt"], row["answer"], row["id"], tests, row["setup"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{out / PROBLEMS}, line {number} is no problem ({error!r}); sample anew"
+            ) from error
     return problems
 
 
@@ -126,12 +150,17 @@ class SampleFile:
             try:
                 index, sample = places[row["problem"]], row["sample"]
                 one = Drawn(index, sample, row["text"], row["tokens"], row["ended"])
-            except KeyError as error:
+                wrong = [type(x) for x in one] != [int, int, str, int, bool]
+            except (KeyError, TypeError) as error:
                 raise ValueError(
                     f"{self._path}, line {number} is no sample of this evaluation ({error}); "
                     "remove that line"
                 ) from error
-            if not (isinstance(sample, int) and 0 <= sample < self._samples):
+            if wrong:
+                raise ValueError(
+                    f"{self._path}, line {number} has a value of a wrong type; remove that line"
+                )
+            if not 0 <= sample < self._samples:
                 raise ValueError(
                     f"{self._path}, line {number} is sample {sample!r} of {row['problem']!r}, and "
                     f"there are {self._samples}, from 0; remove that line"
@@ -164,10 +193,16 @@ class SampleFile:
     @contextmanager
     def appending(self) -> Iterator[None]:
         """Inside, `add` writes; half a line at the end is cut off first."""
-        with self._path.open("ab") as file:
-            file.truncate(self._whole)
         with self._path.open("a", encoding="utf-8") as self._file:
             try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(
+                    f"another process is sampling into {self._path.parent}; let it end, or choose "
+                    "another out"
+                ) from error
+            try:
+                os.truncate(self._path, self._whole)
                 yield
             finally:
                 self._file.flush()
@@ -225,7 +260,10 @@ def stored_scores(out: Path) -> dict[str, Any]:
     stored_config(out)
     if not (out / SCORES).is_file():
         raise ValueError(f"{out} has no scores yet; let orthora eval finish, or: orthora rescore")
-    return json.loads((out / SCORES).read_text(encoding="utf-8"))
+    scores = _object(out / SCORES)
+    if not isinstance(scores.get("config"), dict):
+        raise ValueError(f"{out / SCORES} is damaged; write it again: orthora rescore {out}")
+    return scores
 
 
 def stored_verdicts(out: Path) -> dict[str, list[bool | None]]:
@@ -238,18 +276,25 @@ def stored_verdicts(out: Path) -> dict[str, list[bool | None]]:
     found: dict[str, list[bool | None]] = {}
     for number, line in enumerate(_lines(out / VERDICTS), 1):
         row = _parsed(line, out / VERDICTS, number)
-        verdict = next(iter(row["verdicts"].values()))
-        found.setdefault(row["problem"], []).append(verdict and verdict["correct"])
+        try:
+            verdict = next(iter(row["verdicts"].values()))
+            found.setdefault(row["problem"], []).append(verdict and bool(verdict["correct"]))
+        except (KeyError, TypeError, AttributeError, StopIteration) as error:
+            raise ValueError(
+                f"{out / VERDICTS}, line {number} is no verdict; write them again: orthora rescore"
+            ) from error
     return found
 
 
-def verdict_of(row: dict[str, Any] | None) -> Verdict | None:
-    """A verdict out of its JSON."""
-    return None if row is None else Verdict(**row)
-
-
 def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; write it again: orthora rescore {path.parent}")
     return path.read_text(encoding="utf-8").splitlines()
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """What a JSON file of an evaluation holds."""
+    return _parsed(path.read_text(encoding="utf-8"), path, 1) if path.is_file() else {}
 
 
 def _parsed(line: str, path: Path, number: int) -> dict[str, Any]:

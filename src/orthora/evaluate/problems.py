@@ -1,6 +1,7 @@
 """The problems of an evaluation."""
 
 from orthora.config import EvalConfig
+from orthora.rewards.spelling import tidy
 from orthora.tasks import load_problems, load_task
 from orthora.tasks.hygiene import cleaned
 from orthora.types import Problem
@@ -17,6 +18,11 @@ def eval_problems(config: EvalConfig, *, bare: bool = False) -> list[Problem]:
         ValueError: data that can't be read, or more problems asked for than there are.
     """
     count = config.problems or None
+    template = config.prompt_template
+    if template is not None and "{prompt}" not in template:
+        raise ValueError(
+            f"prompt_template {template!r} has no {{prompt}}; write it where it belongs"
+        )
     if config.task == "file":
         assert config.data is not None, "validated"
         problems = load_problems(
@@ -39,4 +45,10 @@ def eval_problems(config: EvalConfig, *, bare: bool = False) -> list[Problem]:
         )
     if count is not None and len(problems) < count:
         raise ValueError(f"problems is {count}, and there are {len(problems)}; lower it, or 0")
+    for problem in problems:
+        if not problem.tests and not tidy(problem.answer):
+            raise ValueError(
+                f"the gold of problem {problem.id!r} is {problem.answer!r}, which says nothing; "
+                "correct the row or drop it"
+            )
     return problems

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orthora.rewards.spelling import key_of, rational, tidy, unwrapped
 from orthora.stats import bootstrap_interval, pass_at_k
 from orthora.types import Verdict
 from orthora.voting import majority_at_k
@@ -40,7 +41,7 @@ class EvalResult:
         unscored: samples without a score; pass@1 is over the others, pass@k for the k that every
             problem has scored samples for.
         contamination: what of the problems stands in the training data; None where that was not
-            looked at. See `orthora.evaluate.contamination.checked`.
+            looked at. See `orthora.evaluate.contamination.contamination_of`.
     """
 
     pass_at_1: float
@@ -169,10 +170,18 @@ def _majorities(problems: Sequence[Sequence[Scored]], ks: Sequence[int]) -> dict
         shares = []
         for group in problems:
             verdicts = [one.verdict for one in group if one.verdict is not None]
-            answers = [verdict.answer for verdict in verdicts]
+            answers = [vote_of(verdict.answer) for verdict in verdicts]
             shares.append(majority_at_k(answers, [verdict.correct for verdict in verdicts], k))
         found[str(k)] = _mean(shares)
     return found
+
+
+def vote_of(answer: str | None) -> str | None:
+    """An answer as a vote: numbers by value, other texts in one spelling; None abstains."""
+    if answer is None:
+        return None
+    value = rational(unwrapped(tidy(answer)))
+    return key_of(tidy(answer)) if value is None else str(value)
 
 
 def _by_rule(problems: Sequence[Sequence[Scored]]) -> dict[str, float]:

@@ -28,6 +28,7 @@ from orthora.evaluate.problems import eval_problems
 from orthora.evaluate.result import EvalResult, result_of
 from orthora.evaluate.scoring import Drawn, grouped, rules_for, scored
 from orthora.evaluate.subject import Subject, subject_of
+from orthora.rewards import check_programs
 from orthora.sampling import Sampling
 from orthora.stats import bootstrap_interval
 from orthora.types import Problem
@@ -73,10 +74,12 @@ def run_one(
         ValueError: as `evaluate`.
     """
     problems = eval_problems(config)
+    check_programs(problems)
     prepared = _Prepared(config, subject, problems)
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(config.out) if config.out else Path(temporary) / "evaluation"
-        open_folder(out, prepared.config, problems, prepared.texts)
+        weights = subject.fingerprint()
+        prepared.read_again(open_folder(out, prepared.config, problems, prepared.texts, weights))
         samples = SampleFile(out, problems, prepared.samples)
         with samples.appending():
             if samples.missing:
@@ -97,7 +100,7 @@ class _Prepared:
         self.samples = config.samples_of()
         self._model: Any = None
         if config.engine == "vllm":
-            check_vllm(subject.adapter)
+            check_vllm(subject.adapter, config.dtype)
             if subject.checkpoint is not None:
                 raise ValueError(
                     "vLLM serves no checkpoint of a run; finish the run, or use engine "
@@ -111,9 +114,17 @@ class _Prepared:
         self.config = config.model_copy(
             update={"max_response_tokens": limit, "samples": self.samples}
         )
+        name = str(subject.model)
         if self._model is not None:
-            name = str(subject.model)
             models.fit(self._model, self._tokenizer, self._prompts, limit, name=name)
+        else:
+            models.check_positions(settings, self._prompts, limit, name=name)
+
+    def read_again(self, texts: Sequence[str]) -> None:
+        """Take the prompts as they were when the evaluation began: templates may hold the date."""
+        if list(texts) != self.texts:
+            plain = self.config.plain_prompts
+            self._prompts = [models.text_ids(text, self._tokenizer, plain=plain) for text in texts]
 
     def sample_into(self, samples: SampleFile) -> None:
         """Draw what is missing."""
@@ -183,7 +194,10 @@ def rescore(
     try:
         contamination = stored_scores(out).get("contamination")
     except ValueError:  # never scored yet
-        contamination = contamination_of(config)
+        try:
+            contamination = contamination_of(config)
+        except ValueError as error:  # samples may be scored far from the data
+            contamination = {"training": str(config.trained_on), "error": str(error)}
     return score_folder(out, config, problems, samples, contamination)
 
 

@@ -60,22 +60,14 @@ def scored(
         SandboxError: if no program can be run here.
     """
     rules = rules_for(rule, problems)[: 2 if both else 1]
+    texts = [one.text for one in drawn]
+    asked = [problems[one.problem] for one in drawn]
     columns: list[list[Verdict | None]] = []
     for name in rules:
-        found: list[Verdict | None] = [None] * len(drawn)
-        for ended in (True, False):
-            places = [i for i, one in enumerate(drawn) if one.ended is ended]
-            by = rule if name == "tests" else name
-            verdicts = verdicts_of(
-                [drawn[i].text for i in places],
-                [problems[drawn[i].problem] for i in places],
-                rule="robust-marked" if by == "robust" and not ended else by,
-                timeout=timeout,
-                told=told,
-            )
-            for i, verdict in zip(places, verdicts, strict=True):
-                found[i] = verdict
-        columns.append(found)
+        by = rule if name == "tests" else name
+        cut = "robust-marked" if by == "robust" else by
+        each = [by if one.ended else cut for one in drawn]
+        columns.append(verdicts_of(texts, asked, rule=each, timeout=timeout, told=told))
     return [
         Scored(one.tokens, one.ended, dict(zip(rules, verdicts, strict=True)))
         for one, *verdicts in zip(drawn, *columns, strict=True)

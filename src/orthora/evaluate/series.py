@@ -12,6 +12,19 @@ from orthora.evaluate.subject import Subject, subject_of
 from orthora.trained import checkpoints_of, config_of
 
 
+def check_engine(config: EvalConfig) -> None:
+    """Refuse what would end in the middle.
+
+    Raises:
+        ValueError: for vLLM, which serves no checkpoints.
+    """
+    if config.engine == "vllm":
+        raise ValueError(
+            "vLLM serves no checkpoint of a run; evaluate the finished run without checkpoints, or "
+            "use engine 'transformers'"
+        )
+
+
 def series(
     config: EvalConfig | dict[str, Any] | str | Path,
     *,
@@ -36,21 +49,24 @@ def series(
     run = run_of(config.adapter)
     if run is None or config.out is None:
         raise ValueError(f"checkpoints needs adapter, a run folder, and out; {run} is none")
-    base = subject_of(config.model_copy(update={"adapter": None, "model": config_of(run).model}))
+    check_engine(config)
+    model = config.model or config_of(run).model
+    base = subject_of(config.model_copy(update={"adapter": None, "model": model}))
     subjects: dict[str, Subject] = {"base": base}
     subjects |= {
         f"step-{step}": Subject(base.model, checkpoint=folder)
         for step, folder in checkpoints_of(run)
     }
     if (run / "adapter").is_dir() or (run / "model").is_dir():
-        subjects["final"] = subject_of(config)
+        subjects["final"] = subject_of(config.model_copy(update={"adapter": str(run)}))
     contamination = contamination_of(config)
     results = {}
     for name, subject in subjects.items():
         changes = {"checkpoints": False, "out": str(Path(config.out) / name)}
         adapter = {"base": None, "final": str(run)}.get(name, str(subject.checkpoint))
-        model = base.model if name == "base" else config.model
-        one = config.model_copy(update={**changes, "adapter": adapter, "model": model})
+        changes["any_base"] = config.any_base and name != "base"
+        changes["model"] = model if name == "base" else config.model
+        one = config.model_copy(update={**changes, "adapter": adapter})
         results[name] = run_one(one, subject, contamination)
         told(name, results[name])
     return results

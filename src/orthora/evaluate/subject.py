@@ -1,5 +1,6 @@
 """What is evaluated: a base model, an adapter on it, a run, or a checkpoint of one."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,21 @@ from orthora.checkpoint import json_object
 from orthora.config import EvalConfig
 from orthora.evaluate.contamination import run_of
 from orthora.trained import MARKER, check_finished, checkpoint_model, config_of
+
+_SETTINGS = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json")
+_GENERIC = ("model", "base", "merged", "final", "checkpoint")
+_BLOCK, _BLOCKS = 1 << 16, 64
+
+
+def _digest(file: Path, digest: Any) -> None:
+    """Add a file's name, size and evenly spaced blocks."""
+    size = file.stat().st_size
+    digest.update(f"{file.name} {size};".encode())
+    step = max(_BLOCK, size // _BLOCKS)
+    with file.open("rb") as handle:
+        for start in range(0, size, step):
+            handle.seek(start)
+            digest.update(handle.read(_BLOCK))
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,20 @@ class Subject:
     adapter: Path | None = None
     checkpoint: Path | None = None
 
+    def fingerprint(self) -> str:
+        """A hash of the weights as they are on the disk: adapter or checkpoint, and base.
+
+        Of large files 64 blocks of 64 KB are read. A model that is a hub name counts by its name.
+        """
+        digest = hashlib.sha256()
+        for place in (models.resolve(self.model), self.adapter, self.checkpoint):
+            files = sorted(Path(place).glob("*")) if place and Path(place).is_dir() else []
+            digest.update(b"|" if files or not place else str(place).encode())
+            for file in files:
+                if file.suffix in (".safetensors", ".bin") or file.name in _SETTINGS:
+                    _digest(file, digest)
+        return digest.hexdigest()[:32]
+
     def load(self, dtype: str, device: str) -> Any:
         """The model in evaluation mode.
 
@@ -32,7 +62,7 @@ class Subject:
             ValueError: if it can't be loaded, or the adapter does not fit the base.
         """
         if self.checkpoint is not None:
-            return checkpoint_model(self.checkpoint, dtype, device)
+            return checkpoint_model(self.checkpoint, dtype, device, self.model)
         model = models.load_model(self.model, dtype, device)
         return model if self.adapter is None else models.load_adapter(model, str(self.adapter))
 
@@ -85,4 +115,7 @@ def _name(model: str) -> str:
     """The last part of a model's name or path; of a hub cache's folder, the model's own."""
     path = Path(models.resolve(model))
     cached = [part for part in path.parts if part.startswith("models--")]
-    return (cached[-1].rsplit("--", 1)[-1] if cached else path.name).lower()
+    name = cached[-1].rsplit("--", 1)[-1] if cached else path.name
+    if name.lower() in _GENERIC:  # what every run calls it
+        name = f"{path.absolute().parent.name}/{name}"
+    return name.lower()

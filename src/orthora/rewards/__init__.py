@@ -9,13 +9,16 @@ from orthora.rewards.code import (
     extract_program,
 )
 from orthora.rewards.dapo import dapo_score
-from orthora.rewards.judging import verdicts_of
+from orthora.rewards.judging import check_programs, verdicts_of
 from orthora.rewards.maths import gold_of, math_verdict
+from orthora.rewards.pool import WorkersError
 
 __all__ = [
     "CodeJob",
     "Limits",
     "SandboxError",
+    "WorkersError",
+    "check_programs",
     "code_verdict",
     "code_verdicts",
     "dapo_score",

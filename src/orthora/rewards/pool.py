@@ -30,7 +30,14 @@ MEMORY = 1 << 30
 STARTUP = 120.0
 """Seconds in which a worker must have loaded Math-Verify, on however busy a machine."""
 
+ENDED = "symbolic error: the worker ended"
+"""The reason where a process ended in the middle: killed, or out of memory."""
+
 _SCRIPT = Path(__file__).with_name("worker.py")
+
+
+class WorkersError(RuntimeError):
+    """No worker can be had; that says nothing about an answer."""
 
 
 class Worker:
@@ -111,7 +118,7 @@ class Worker:
             return False, "symbolic timeout"
         except (EOFError, OSError):  # what the memory limit looks like from here
             self.kill()
-            return False, "symbolic error: the worker ended"
+            return False, ENDED
         except BaseException:  # Ctrl-C: the reply that is still to come must reach nobody
             self.kill()
             raise
@@ -177,8 +184,8 @@ class Pool:
             or "symbolic error: ...".
 
         Raises:
-            RuntimeError: no worker can be started, or the pool is closed. A verdict would blame
-                the answer.
+            WorkersError: no worker can be started. A verdict would blame the answer.
+            RuntimeError: the pool is closed.
         """
         slots = self._slots
         worker = slots.get()
@@ -186,6 +193,9 @@ class Pool:
             if worker is None or not worker.alive() or worker.wait():
                 worker = self._start()
             verdict = worker.equal(answer, gold)
+            if verdict[1] == ENDED and not self._closed:  # somebody else's fault, or the answer's?
+                worker = self._start()
+                verdict = worker.equal(answer, gold)
             if not worker.alive() and not self._closed:
                 worker = self._spawn()  # it loads while the caller goes on
             return verdict
@@ -216,7 +226,7 @@ class Pool:
             problem = worker.wait()
             if not problem:
                 return worker
-        raise RuntimeError(
+        raise WorkersError(
             f"no worker for symbolic comparison could be started: {problem}; "
             f"try {sys.executable} -c 'import math_verify', "
             f"and more memory than {self.memory} bytes"

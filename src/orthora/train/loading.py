@@ -13,12 +13,12 @@ from orthora.adapters.checks import asked_for
 from orthora.adapters.wrap import as_names
 from orthora.config import TrainConfig
 from orthora.methods import compose
+from orthora.rewards import check_programs
 from orthora.train.engines import check_engine_available
 from orthora.train.problems import Source, as_record, held_out_problems, training_problems
 from orthora.train.rewards import (
     Judge,
     OwnReward,
-    check_programs,
     import_reward,
     own_judge,
     verdict_judge,

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from orthora.rewards import SandboxError, code_verdict, verdicts_of
-from orthora.rewards.asserts import parse_tests
+from orthora.rewards import SandboxError, verdicts_of
 from orthora.types import Problem, Verdict
 
 OwnReward = Callable[[str, str], float]
@@ -83,35 +82,6 @@ def unjudged(where: str) -> ValueError:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def check_programs(problems: Sequence[Problem]) -> None:
-    """See that programs can be judged, where some are to be.
-
-    Args:
-        problems: all that a verifier is to judge; those without tests are passed over.
-
-    Raises:
-        ValueError: tests of a form that the judge does not know; or no sandbox, with what to
-            install.
-    """
-    programs = [problem for problem in problems if problem.tests]
-    for problem in programs:
-        try:
-            parse_tests(problem.tests)
-        except ValueError as error:
-            raise ValueError(f"problem {problem.id!r}: {error}; leave it out") from error
-    if not programs:
-        return
-    try:
-        verdict = code_verdict("def f():\n    return 1", ["assert f() == 1"], timeout=60.0)
-    except SandboxError as error:
-        raise ValueError(f"programs can't be judged here: {_line(error)}") from error
-    if not verdict.correct:
-        raise ValueError(
-            f"programs can't be judged here: a correct one is called {verdict.reason!r}; see that "
-            "the machine has memory and processes left"
-        )
 
 
 def own_judge(function: OwnReward) -> Judge:
