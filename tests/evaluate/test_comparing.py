@@ -98,3 +98,50 @@ def test_the_command_prints_and_writes(folder, tmp_path, capsys):
     assert main(["compare", str(folder), str(out), "--json-out", str(written)]) == 2
     assert main(["compare", str(folder)]) == 2
     assert "two evaluation folders" in capsys.readouterr().err
+
+
+def test_with_unequal_numbers_of_samples_there_is_no_p_value(folder, tmp_path, capsys):
+    """Their differences are not symmetric: 1 against 32 samples would reject 40 % of equals."""
+    out = tmp_path / "more"
+    orthora.evaluate(CONFIG | {"samples": 3, "out": str(out)})
+    found = compare(out, folder)
+    assert found.p_value is None
+    assert found.differing["samples"] == (3, 1)
+    assert found.interval[0] <= found.difference <= found.interval[1]
+    assert main(["compare", str(folder), str(out)]) == 0
+    assert "unequal n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("verdicts.jsonl", "{}\n", "line 1 is no verdict"),
+        ("verdicts.jsonl", "", "has no verdicts on some problems"),
+        ("verdicts.jsonl", None, "is missing"),
+        ("scores.json", "[]", "is no JSON object"),
+        ("scores.json", "{}", "is damaged"),
+        ("problems.jsonl", '{"id": "x"}\n', "line 1 is no problem"),
+    ],
+)
+def test_damaged_files_are_named(folder, file, text, words, tmp_path):
+    out = answered(folder, tmp_path / "damaged", [1])
+    (out / file).unlink() if text is None else (out / file).write_text(text)
+    with pytest.raises(ValueError, match=words) as error:
+        compare(out, folder)
+    assert "\n" not in str(error.value)
+
+
+def test_half_the_verdicts_are_not_compared(folder, tmp_path):
+    out = answered(folder, tmp_path / "half", [1])
+    lines = (out / "verdicts.jsonl").read_text().splitlines(keepends=True)
+    (out / "verdicts.jsonl").write_text("".join(lines[::2]))
+    with pytest.raises(ValueError, match="has no verdicts on some problems"):
+        compare(out, folder)
+
+
+def test_names_with_marks_are_printed_as_they_are(folder, tmp_path, capsys):
+    out = answered(folder, tmp_path / "[red]x[bold]", [1])
+    assert main(["compare", str(folder), str(out)]) == 0
+    assert "[red]x[bold]" in capsys.readouterr().out.replace("\n", "")
+    assert main(["rescore", str(out)]) == 0
+    assert "[red]x[bold]" in capsys.readouterr().out.replace("\n", "")

@@ -41,7 +41,8 @@ class Engine:
         for prompt, how in zip(prompts, manner, strict=True):
             assert tokenizer.decode(prompt["prompt_token_ids"]).endswith("=")
             ids = tokenizer(f"Answer: {how.seed % 10}")["input_ids"]
-            output = SimpleNamespace(token_ids=ids, finish_reason="stop")
+            reason = "length" if how.seed % 3 == 0 else "stop"
+            output = SimpleNamespace(token_ids=ids, finish_reason=reason)
             found.append(SimpleNamespace(outputs=[output] * how.n))
         return found[: len(found) - Engine.lost]
 
@@ -73,6 +74,8 @@ def test_every_sample_is_a_request_with_a_seed_of_its_own(vllm, tmp_path):
     rows = [json.loads(x) for x in (tmp_path / "e" / "samples.jsonl").read_text().splitlines()]
     for row in rows:
         assert row["text"] == f"Answer: {seed_of(0, row['key']) % 10}"
+        assert row["ended"] == (seed_of(0, row["key"]) % 3 != 0)
+    assert 0 < result.truncated < 1
 
 
 def test_only_what_is_missing_is_asked_for(vllm, tmp_path):

@@ -180,3 +180,70 @@ def test_repeated_problems_are_dropped_when_asked(tmp_path):
     assert orthora.evaluate(config).problems == 4
     assert orthora.evaluate(config | {"drop": ["duplicates"]}).problems == 3
     assert orthora.evaluate(config | {"drop": ["duplicates", "contradictions"]}).problems == 1
+
+
+def test_training_problems_are_found_when_they_are_evaluated_on(scripted, tmp_path):
+    out = tmp_path / "run"
+    (out / "adapter").mkdir(parents=True)
+    model, _ = orthora.tiny.load()
+    (out / "adapter").rmdir()
+    orthora.export_plain(orthora.adapt(model, "rlpo", rank=2), out / "adapter")
+    (out / "config.toml").write_text('model = "tiny"\nout = "x"\ntask = "arithmetic"\nseed = 0\n')
+    (out / "metrics.jsonl").write_text("")
+    scripted(lambda i, s: "Answer: 1")
+    config = {"adapter": str(out), "task": "arithmetic", "problems": 20, "samples": 1}
+    config |= {"max_response_tokens": 5}
+    held_out = orthora.evaluate(config).contamination
+    assert held_out is not None
+    assert sum(held_out["found"].values()) == 0
+    trained = orthora.evaluate(config | {"data_split": "train"}).contamination
+    assert trained is not None
+    assert sum(trained["found"].values()) > 0
+
+
+def test_a_response_that_was_cut_is_taken_at_its_mark_alone():
+    from orthora.evaluate.scoring import scored
+    from orthora.types import Problem
+
+    problem = Problem("What is 20 + 5?", "25", "sum")
+    texts = ["The sum is 25.", "Answer: 25"]
+    drawn = [
+        Drawn(0, 2 * i + ended, text, 5, ended=bool(ended))
+        for i, text in enumerate(texts)
+        for ended in (0, 1)
+    ]
+    judged = scored(drawn, [problem], "robust")
+    assert [one.outcome for one in judged] == ["truncated", "correct", "correct", "correct"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "template", "words"),
+    [
+        ('{"prompt": "1+1=", "answer": "$$"}', None, "the gold of problem '0' is"),
+        ('{"prompt": "1+1=", "answer": "2"}', "Solve:", r"has no \{prompt\}"),
+    ],
+)
+def test_what_could_never_be_scored_is_refused_before_sampling(rows, template, words, tmp_path):
+    data = tmp_path / "d.jsonl"
+    data.write_text(rows + "\n")
+    config = {"model": "tiny", "data": str(data), "prompt_template": template}
+    with pytest.raises(ValueError, match=words):
+        orthora.evaluate(config | {"out": str(tmp_path / "e")})
+    assert not (tmp_path / "e").exists()
+    with pytest.raises(ValueError, match=r"unknown task 'gsm8'. Did you mean 'gsm8k'"):
+        orthora.evaluate({"model": "tiny", "task": "arithmetic", "trained_on": "gsm8"})
+
+
+def test_samples_can_be_scored_where_the_training_data_is_not(scripted, tmp_path):
+    scripted(lambda i, s: "Answer: 1")
+    training, out = tmp_path / "train.jsonl", tmp_path / "e"
+    training.write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    config = {"model": "tiny", "task": "arithmetic", "problems": 4, "samples": 1}
+    config |= {"max_response_tokens": 5, "trained_on": str(training), "out": str(out)}
+    first = orthora.evaluate(config)
+    (out / "scores.json").unlink()
+    training.unlink()
+    again = rescore(out)
+    assert again.pass_at_1 == first.pass_at_1
+    assert again.contamination is not None
+    assert "no data file" in again.contamination["error"]

@@ -181,3 +181,59 @@ def test_the_file_tells_what_is_missing(whole):
     file = SampleFile(whole[0], problems, 3)
     assert (len(file.drawn), file.missing) == (TOTAL, 0)
     assert SampleFile(whole[0], problems, 5).missing == 24
+
+
+def test_two_processes_do_not_write_into_one_folder(whole, tmp_path):
+    out = copy(whole, tmp_path / "both", 5)
+    first = SampleFile(out, stored_problems(out), 3)
+    with first.appending(), pytest.raises(ValueError, match="another process is sampling into"):
+        orthora.evaluate(CONFIG | {"out": str(out)})
+    assert orthora.evaluate(CONFIG | {"out": str(out)}) == whole[1]
+
+
+def test_a_prompt_that_says_the_date_goes_on_as_it_began(whole, monkeypatch, tmp_path):
+    from orthora import models
+
+    days = iter(["1+1=", "2+2=", "2+2="])
+    real = models.prompt_text
+    monkeypatch.setattr(
+        "orthora.evaluate.run.models.prompt_text", lambda *a, **k: day + real(*a, **k)
+    )
+    day = next(days)
+    out = tmp_path / "e"
+    complete = orthora.evaluate(CONFIG | {"out": str(out)})
+    kept = samples_of(out)
+    lines = (out / "samples.jsonl").read_text().splitlines(keepends=True)
+    (out / "samples.jsonl").write_text("".join(lines[:7]))
+    day = next(days)
+    assert orthora.evaluate(CONFIG | {"out": str(out)}) == complete
+    assert samples_of(out) == kept
+    assert '"text": "1+1=' in (out / "problems.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": None},
+        {"ended": 1},
+        {"ended": None},
+        {"text": 5},
+        {"sample": True},
+        {"problem": [1]},
+    ],
+)
+def test_values_of_a_wrong_type_are_named(whole, change, tmp_path):
+    out = copy(whole, tmp_path / "types", 35)
+    last = json.loads((whole[0] / "samples.jsonl").read_text().splitlines()[-1])
+    with (out / "samples.jsonl").open("a") as file:
+        file.write(json.dumps(last | change) + "\n")
+    with pytest.raises(ValueError, match="line 36 "):
+        rescore(out)
+
+
+def test_odd_characters_in_settings_survive(tmp_path):
+    data, out = tmp_path / "d.jsonl", tmp_path / "e"
+    data.write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    config = {"model": "tiny", "data": str(data), "max_response_tokens": 9, "out": str(out)}
+    first = orthora.evaluate(config | {"prompt_template": "{prompt}\x7f\u2028"})
+    assert rescore(out) == first

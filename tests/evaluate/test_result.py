@@ -88,3 +88,11 @@ def test_a_number_of_samples_that_is_not_n_is_refused():
 )
 def test_the_ks_that_are_shown(most, ks):
     assert shown_ks(most) == ks
+
+
+def test_wrong_answers_vote_by_value_not_by_spelling():
+    halves = [Verdict(False, text, "different number") for text in ("0.5", "1/2", r"\frac{1}{2}")]
+    group = [one(RIGHT), one(RIGHT), *map(one, halves)]
+    assert result_of([group], 5).majority_at_k["5"] == 0.0
+    words = [Verdict(False, text, "different") for text in ("Even", "even ", "odd")]
+    assert result_of([[one(RIGHT), *map(one, words)]], 4).majority_at_k["4"] == 0.0

@@ -160,3 +160,83 @@ def test_a_merged_model_is_evaluated_as_a_model(tmp_path):
     other = orthora.evaluate(SMALL | {"adapter": str(out)})
     assert one.pass_at_1 == other.pass_at_1
     assert one.mean_length == other.mean_length
+
+
+def test_a_series_named_by_a_checkpoint_is_that_of_its_run(run, tmp_path):
+    checkpoint = min((run / "checkpoints").iterdir())
+    given = SMALL | {"adapter": str(checkpoint), "out": str(tmp_path / "s")}
+    found = series(given)
+    assert list(found) == ["base", "step-2", "step-3", "final"]
+    assert samples_of(tmp_path / "s" / "final") == samples_of(tmp_path / "s" / "step-3")
+    assert samples_of(tmp_path / "s" / "final") != samples_of(tmp_path / "s" / "step-2")
+    with pytest.raises(ValueError, match="vLLM serves no checkpoint"):
+        series(given | {"engine": "vllm"})
+
+
+def test_a_base_that_has_moved_is_given_by_its_new_name(tmp_path):
+    import shutil
+
+    from orthora import tiny
+
+    base = tmp_path / "base-1"
+    shutil.copytree(tiny.path(), base)
+    out = tmp_path / "run"
+    config = read_toml("tiny") | SHORT | {"model": str(base), "method": "rlpo", "out": str(out)}
+    orthora.train(config, progress=False)
+    before = series(SMALL | {"adapter": str(out), "out": str(tmp_path / "before")})
+    moved = base.rename(tmp_path / "base-2")
+    given = SMALL | {"adapter": str(out), "model": str(moved), "out": str(tmp_path / "after")}
+    with pytest.raises(ValueError, match="any_base"):
+        series(given)
+    given["any_base"] = True
+    assert series(given) == before
+    assert series(given) == before, "a second call reads what the first one wrote"
+
+
+def test_weights_that_changed_under_their_name_are_another_evaluation(tmp_path):
+    folder = adapter(tmp_path)
+    base = save_model("llama", tmp_path / "mine")
+    out = tmp_path / "e"
+    given = SMALL | {"model": str(base), "adapter": str(folder), "any_base": True, "out": str(out)}
+    first = orthora.evaluate(given)
+    assert orthora.evaluate(given) == first
+    file = folder / "adapter_model.safetensors"
+    tensors = {k: v + 1 if "lora_B" in k else v for k, v in load_file(file).items()}
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="holds samples of other weights"):
+        orthora.evaluate(given)
+
+
+def test_adapters_that_change_prompts_are_refused_not_passed_over(tmp_path):
+    from peft import PromptTuningConfig, get_peft_model
+
+    model = make_model("qwen2")
+    tuned = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    tuned.save_pretrained(str(tmp_path / "prompt"))
+    base = save_model("qwen2", tmp_path / "mine")
+    given = SMALL | {"model": str(base), "adapter": str(tmp_path / "prompt"), "any_base": True}
+    with pytest.raises(ValueError, match="PROMPT_TUNING changes prompts, not weights"):
+        orthora.evaluate(given)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen2-tied"])
+def test_what_peft_saves_beside_its_factors_is_no_reason_to_refuse(kind, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(make_model(kind), config)
+    adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=True)
+    base = save_model(kind, tmp_path / "mine")
+    given = SMALL | {"model": str(base), "adapter": str(tmp_path / "adapter"), "any_base": True}
+    assert orthora.evaluate(given).problems == 8
+
+
+@pytest.mark.parametrize("marker", ["[]", '{"files": []}', '{"files": {}}', "{"])
+def test_a_damaged_marker_is_no_traceback(run, marker, tmp_path):
+    import shutil
+
+    shutil.copytree(run, tmp_path / "run")
+    checkpoint = max((tmp_path / "run" / "checkpoints").iterdir())
+    (checkpoint / "orthora_checkpoint.json").write_text(marker)
+    with pytest.raises(ValueError, match="no sound checkpoint"):
+        orthora.evaluate(SMALL | {"adapter": str(checkpoint)})
