@@ -38,7 +38,7 @@ class EvalView:
 
 
 def load_evaluations(folder: Path | str) -> list[EvalView]:
-    """Read the evaluations up to three folders below one.
+    """Read the evaluations up to four folders below one.
 
     Args:
         folder: where to look.
@@ -51,9 +51,10 @@ def load_evaluations(folder: Path | str) -> list[EvalView]:
     """
     root = Path(folder)
     found = []
-    for depth in ("*", "*/*", "*/*/*"):
+    for depth in ("*", "*/*", "*/*/*", "*/*/*/*"):
         for path in sorted(root.glob(f"{depth}/scores.json")):
-            found.append(_load(path, str(path.parent.relative_to(root))))
+            if (path.parent / "problems.jsonl").is_file():  # else another tool's file
+                found.append(_load(path, str(path.parent.relative_to(root))))
     return sorted(found, key=lambda view: (view.task, view.folder))
 
 
@@ -63,7 +64,7 @@ def _load(path: Path, name: str) -> EvalView:
         view = EvalView(name, scores["config"], scores)
         for _, cell in EVAL_COLUMNS:
             cell(view)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         why = f"no key {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
             f"{path} is corrupt: {why}; write it again with orthora rescore {path.parent}"

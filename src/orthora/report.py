@@ -82,7 +82,7 @@ _EVAL_NOTES = {
     "Pass@k": "Unbiased, for k as large as there are samples.",
     "No answer": "Responses in which the verifier found no answer, cut at the limit or not.",
     "No score": "Samples whose sandbox failed; they count neither as right nor as wrong.",
-    "Rules differ on": "Samples that the rules robust and dapo judge differently.",
+    "Rules differ on": "Samples that the rule that counts and dapo (or robust) judge differently.",
     "In training data": "Problems found in the training data: word for word, by half of their word "
     "10-grams, or by their opening.",
 }

@@ -139,9 +139,10 @@ def test_half_the_verdicts_are_not_compared(folder, tmp_path):
         compare(out, folder)
 
 
-def test_names_with_marks_are_printed_as_they_are(folder, tmp_path, capsys):
+def test_names_with_marks_are_printed_as_they_are(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     out = answered(folder, tmp_path / "[red]x[bold]", [1])
-    assert main(["compare", str(folder), str(out)]) == 0
+    assert main(["compare", str(folder), out.name]) == 0
     assert "[red]x[bold]" in capsys.readouterr().out.replace("\n", "")
-    assert main(["rescore", str(out)]) == 0
+    assert main(["rescore", out.name]) == 0
     assert "[red]x[bold]" in capsys.readouterr().out.replace("\n", "")
