@@ -191,6 +191,15 @@ def test_two_processes_do_not_write_into_one_folder(whole, tmp_path):
     assert orthora.evaluate(CONFIG | {"out": str(out)}) == whole[1]
 
 
+def test_what_another_process_wrote_in_the_meantime_is_kept(whole, tmp_path):
+    out = copy(whole, tmp_path / "late", 5)
+    late = SampleFile(out, stored_problems(out), 3)  # reads, and waits
+    assert orthora.evaluate(CONFIG | {"out": str(out)}) == whole[1]
+    with late.appending():
+        assert late.missing == 0
+    assert samples_of(out) == samples_of(whole[0])
+
+
 def test_a_prompt_that_says_the_date_goes_on_as_it_began(whole, monkeypatch, tmp_path):
     from orthora import models
 

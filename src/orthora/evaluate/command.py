@@ -13,8 +13,9 @@ from rich.text import Text
 
 from orthora.config import EvalConfig
 from orthora.evaluate.comparing import Comparison, compare
+from orthora.evaluate.rescoring import rescore
 from orthora.evaluate.result import EvalResult, shown_ks
-from orthora.evaluate.run import evaluate, rescore
+from orthora.evaluate.run import evaluate
 from orthora.evaluate.series import series
 from orthora.quiet import quiet_libraries
 

@@ -116,7 +116,7 @@ def stored_problems(out: Path) -> list[Problem]:
 
 
 class SampleFile:
-    """The samples of an evaluation: what is there, and where more are added.
+    """The samples of an evaluation: what is there, and where more are added by one process.
 
     Attributes:
         drawn: the samples so far, in the order in which they came.
@@ -202,6 +202,7 @@ class SampleFile:
                     "another out"
                 ) from error
             try:
+                self.drawn = list(self._read())  # again: another process may have ended just now
                 os.truncate(self._path, self._whole)
                 yield
             finally:
