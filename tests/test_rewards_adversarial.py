@@ -212,14 +212,10 @@ def test_what_stands_around_a_box_does_not_hide_it(response):
     ],
     ids=range(7),
 )
-def test_nothing_takes_long(text, record_property):
-    """Hours of a run go by in verdicts: a second is a very long time."""
-    import time
-
-    started = time.process_time()
+def test_degenerate_texts_are_judged_and_wrong(text):
+    """Each took seconds to minutes once; all together take one."""
     for gold in ("25", "1,2,3,4,5,6,7,8,9,10,11,12"):
         assert not math_verdict(text, gold).correct
-    record_property("cpu_seconds", time.process_time() - started)
 
 
 def test_one_verdict_waits_for_computer_algebra_once(monkeypatch):

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from orthora import models
-from orthora.adapters import adapt, write_merged, write_residual
-from orthora.trained import check_finished, config_of, trained_model
+from orthora.adapters import write_merged, write_residual
+from orthora.trained import adapted, check_finished, config_of, trained_model
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -56,15 +56,8 @@ def export_residual(model: Any, out_dir: str | Path) -> Path:
 
 def _restarted(run: Path) -> Any:
     """The trained model of a finished run with its anchors, from the rank-2r form."""
-    config = config_of(run)
+    config = config_of(run).model_copy(update={"start": None})  # which may have gone
     check_finished(run)
-    model = adapt(
-        models.load_model(config.model, config.dtype, "cpu"),
-        config.method,
-        rank=config.rank,
-        alpha=config.alpha,
-        target_modules=config.target_modules,
-        seed=config.seed,
-    )
+    model = adapted(models.load_model(config.model, config.dtype, "cpu"), config)
     model.load_adapter(str(run / "adapter"), "default")
     return model

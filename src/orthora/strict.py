@@ -104,6 +104,20 @@ def _plain(item: Any) -> str:
     return f"{key}: {message[0].lower()}{message[1:]}{value}"
 
 
+def differences(before: dict[str, Any], now: Strict) -> str:
+    """The settings that are not what they were, with both values; "" if none but ``out`` is.
+
+    Args:
+        before: the config as it was, as JSON; what it lacks came later, and was its default.
+        now: the config.
+    """
+    fields = type(now).model_fields.items()
+    defaults = {key: info.get_default() for key, info in fields if not info.is_required()}
+    old, new = json.loads(json.dumps(defaults)) | before, now.model_dump(mode="json")
+    keys = [key for key in new | old if old.get(key) != new.get(key) and key != "out"]
+    return ", ".join(f"{key} ({old.get(key)!r} then, {new.get(key)!r} now)" for key in keys)
+
+
 def to_toml(config: BaseModel) -> str:
     """The config as TOML that `build` reads back to an equal object; None is left out."""
     lines = []

@@ -58,6 +58,35 @@ def trained_model(run: Path, dtype: str, device: str) -> Any:
     return models.load_adapter(models.load_model(config.model, dtype, device), str(run))
 
 
+def updates_per_step(config: TrainConfig) -> int:
+    """Optimizer updates on each rollout."""
+    return config.update_epochs * config.prompts_per_step // config.mini_batch_prompts
+
+
+def adapted(base: Any, config: TrainConfig) -> Any:
+    """A base model with a run's adapter as it begins.
+
+    Args:
+        base: the base model; it is changed.
+        config: of the run.
+
+    Raises:
+        ValueError: as `orthora.adapt`.
+    """
+    return adapt(
+        base,
+        config.method,
+        rank=config.rank,
+        alpha=config.alpha,
+        target_modules=config.target_modules,
+        seed=config.seed,
+        dropout=config.dropout,
+        unfit=None,
+        start=config.start,
+        total_updates=config.steps * updates_per_step(config),
+    )
+
+
 def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
     """The sound checkpoints of a run, finished or not: training steps done, and folder; by step."""
     folders = [marker.parent for marker in run.glob(f"checkpoints/checkpoint-*/{MARKER}")]
@@ -86,19 +115,8 @@ def checkpoint_model(checkpoint: Path, dtype: str, device: str, base: str | None
             f"{checkpoint} holds weights in shards, which only the run itself can join; finish the "
             "run (--resume) and use its adapter"
         )
-    config = build(TrainConfig, marker["config"])
-    updates = config.update_epochs * config.prompts_per_step // config.mini_batch_prompts
-    model = adapt(
-        models.load_model(base or config.model, dtype, device),
-        config.method,
-        rank=config.rank,
-        alpha=config.alpha,
-        target_modules=config.target_modules,
-        seed=config.seed,
-        unfit=None,
-        start=config.start,
-        total_updates=config.steps * updates,
-    )
+    config = build(TrainConfig, marker["config"] | {"start": None})  # all of it is loaded below
+    model = adapted(models.load_model(base or config.model, dtype, device), config)
     load_exact(model, checkpoint, marker)
     return model.eval()
 

@@ -18,6 +18,7 @@ from orthora.config import EvalConfig, build, read_toml, to_toml
 from orthora.evaluate.result import EvalResult, Scored
 from orthora.evaluate.scoring import Drawn
 from orthora.store import environment, new_folder, write_atomic, write_json
+from orthora.strict import differences
 from orthora.types import Problem
 
 CONFIG, PROBLEMS, SAMPLES = "config.toml", "problems.jsonl", "samples.jsonl"
@@ -59,13 +60,9 @@ def open_folder(
             write_json(temporary / "environment.json", environment(0) | {"weights": weights})
             write_atomic(temporary / PROBLEMS, lines)
         return list(prompts)
-    before = stored_config(out).model_dump(mode="json")
-    now = config.model_dump(mode="json")
-    keys = [key for key in now if before.get(key) != now[key] and key != "out"]
-    if keys:
-        pairs = [f"{key} ({before.get(key)!r} then, {now[key]!r} now)" for key in keys]
+    if changed := differences(stored_config(out).model_dump(mode="json"), config):
         raise ValueError(
-            f"{out} holds an evaluation with another config; these differ: {', '.join(pairs)}. "
+            f"{out} holds an evaluation with another config; these differ: {changed}. "
             "Choose another out; to judge the same samples by another rule: orthora rescore"
         )
     if stored_problems(out) != list(problems):

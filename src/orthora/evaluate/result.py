@@ -100,7 +100,6 @@ def result_of(
     samples: int,
     *,
     votes: bool = True,
-    contamination: dict[str, Any] | None = None,
 ) -> EvalResult:
     """Sum up.
 
@@ -108,7 +107,6 @@ def result_of(
         problems: the scored samples of each.
         samples: that every problem must have.
         votes: whether answers can be counted (maj@k); not so with programs.
-        contamination: to be recorded.
 
     Raises:
         ValueError: if there are no problems, a problem has another number of samples, or a problem
@@ -148,7 +146,6 @@ def result_of(
         by_rule=_by_rule(problems),
         disagreement=_disagreement(flat),
         unscored=outcomes.count("unscored"),
-        contamination=contamination,
     )
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from orthora.adapters import own_parameters, upkeep_state
 from orthora.config import TrainConfig
 from orthora.store import write_json
+from orthora.strict import differences
 from orthora.train.control import Setting
 from orthora.train.rollouts import Answer, Group
 from orthora.trained import MARKER as MARKER
@@ -85,15 +86,9 @@ def check_same_config(where: Path, before: dict[str, Any], config: TrainConfig) 
     Raises:
         ValueError: naming the keys that differ, with both values.
     """
-    now = config.model_dump(mode="json")
-    fields = TrainConfig.model_fields.items()
-    defaults = {key: info.get_default() for key, info in fields if not info.is_required()}
-    before = json.loads(json.dumps(defaults)) | before  # what came later, as it was then
-    keys = [key for key in now | before if before.get(key) != now.get(key) and key != "out"]
-    if keys:
-        pairs = [f"{key} ({before.get(key)!r} then, {now.get(key)!r} now)" for key in keys]
+    if changed := differences(before, config):
         raise ValueError(
-            f"{where} was run with another config; these differ: {', '.join(pairs)}. Resume with "
+            f"{where} was run with another config; these differ: {changed}. Resume with "
             "the config of then (config.toml), or choose another out"
         )
 

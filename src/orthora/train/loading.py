@@ -8,7 +8,6 @@ from typing import Any
 from trl.trainer.utils import disable_dropout_in_model
 
 from orthora import models
-from orthora.adapters import adapt
 from orthora.adapters.checks import asked_for
 from orthora.adapters.wrap import as_names
 from orthora.config import TrainConfig
@@ -24,7 +23,7 @@ from orthora.train.rewards import (
     verdict_judge,
 )
 from orthora.train.rollouts import Stream
-from orthora.train.settings import updates_per_step
+from orthora.trained import adapted
 from orthora.types import Problem
 
 
@@ -83,18 +82,7 @@ def load_parts(config: TrainConfig, reward: OwnReward | str | None, device: str)
     _check_fit(config, base, tokenizer, prompts, held_out)
     _check_head(config, base)
     disable_dropout_in_model(base)  # the policy that samples must be the policy that is updated
-    model = adapt(
-        base,
-        config.method,
-        rank=config.rank,
-        alpha=config.alpha,
-        target_modules=config.target_modules,
-        seed=config.seed,
-        dropout=config.dropout,
-        unfit=None,
-        start=config.start,
-        total_updates=config.steps * updates_per_step(config),
-    )
+    model = adapted(base, config)
     stream = Stream(problems, prompts, config.seed)
     dropped = len(train_problems) - len(kept)
     return Parts(tokenizer, model, problems, stream, held_out, dropped, judge, source, scored)

@@ -9,11 +9,7 @@ from orthora.train.collect import Rules
 from orthora.train.losses import Objective
 from orthora.train.updates import passes_per_update
 from orthora.train.world import World
-
-
-def updates_per_step(config: TrainConfig) -> int:
-    """Optimizer updates on each rollout."""
-    return config.update_epochs * config.prompts_per_step // config.mini_batch_prompts
+from orthora.trained import updates_per_step
 
 
 def objective_of(config: TrainConfig) -> Objective:

@@ -32,11 +32,12 @@ from orthora.train.meter import Meter
 from orthora.train.optimizers import make_optimizer
 from orthora.train.rollouts import rows_of
 from orthora.train.scoring import Scorer
-from orthora.train.settings import grpo_config, objective_of, rules_of, updates_per_step
+from orthora.train.settings import grpo_config, objective_of, rules_of
 from orthora.train.sharding import check_sharded
 from orthora.train.steering import Steering
 from orthora.train.updates import Plan, Shape, plan_updates
 from orthora.train.world import World, check_engine
+from orthora.trained import updates_per_step
 
 Metrics = dict[str, Any]
 """One training step's metrics, by name."""
