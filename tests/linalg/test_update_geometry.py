@@ -9,22 +9,20 @@ from hypothesis import strategies as st
 
 from orthora.linalg import both_subspaces, top_subspace
 from orthora.linalg.geometry import (
-    along,
     changed_entries,
     effective_rank,
     energy_shares,
     input_energy,
-    overlap,
+    overlaps,
     principal_angles,
     projector_distance,
     row_alignment,
-    shift_bounds,
+    similarity,
     spectral_shift,
     stable_rank,
-    update_norm,
-    update_values,
 )
 from orthora.linalg.masks import smallest_mask
+from orthora.linalg.updates import Dense, LowRank
 
 M, N, R = 24, 18, 4
 
@@ -48,27 +46,43 @@ def weight():
 
 @pytest.fixture
 def update():
-    return 0.1 * gaussian(M, R, seed=1), 0.1 * gaussian(R, N, seed=2)
+    return LowRank(0.1 * gaussian(M, R, seed=1), 0.1 * gaussian(R, N, seed=2))
 
 
 def dense(update):
-    return update[0].double() @ update[1].double()
+    return update.X.double() @ update.Y.double()
+
+
+def both(update):
+    """The update as a product and as a matrix."""
+    return [update, Dense(dense(update))]
 
 
 def test_values_and_norm_are_those_of_the_dense_update(update):
     expected = torch.linalg.svdvals(dense(update))
-    torch.testing.assert_close(update_values(*update), expected[:R], rtol=1e-12, atol=0)
-    assert update_norm(*update) == pytest.approx(float(dense(update).norm()), rel=1e-12)
-    assert stable_rank(update_values(*update)) == pytest.approx(
-        float(dense(update).norm() / torch.linalg.matrix_norm(dense(update), 2)) ** 2
-    )
+    for one in both(update):
+        torch.testing.assert_close(one.values()[:R], expected[:R], rtol=1e-12, atol=0)
+        assert one.norm() == pytest.approx(float(dense(update).norm()), rel=1e-12)
+        assert stable_rank(one.values()) == pytest.approx(
+            float(dense(update).norm() / torch.linalg.matrix_norm(dense(update), 2)) ** 2
+        )
+        torch.testing.assert_close(one.rows(3, 9), dense(update)[3:9].float())
+        torch.testing.assert_close(one.mT.values(), one.values())
+        assert one.mT.shape == one.shape[::-1] == (N, M)
 
 
 def test_more_columns_than_rows():
     X, Y = gaussian(5, 9), gaussian(9, 7, seed=1)
-    values = update_values(X, Y)
+    values = LowRank(X, Y).values()
     assert len(values) == 5
     torch.testing.assert_close(values, torch.linalg.svdvals(X.double() @ Y.double()))
+
+
+def test_values_of_a_large_matrix_come_from_its_gram():
+    D = gaussian(530, 700)
+    torch.testing.assert_close(
+        Dense(D).values(), torch.linalg.svdvals(D.double()), rtol=1e-9, atol=0
+    )
 
 
 @pytest.mark.parametrize("small", [1e-3, 1e-7, 1e-11])
@@ -78,91 +92,77 @@ def test_halves_that_nearly_cancel_keep_their_difference(small):
     step = gaussian(R, N, seed=2, dtype=torch.float64)
     X, Y = torch.cat([B0, B0], 1), torch.cat([A0 + small * step, -A0])
     expected = float((B0 @ ((A0 + small * step) - A0)).norm())
-    assert update_norm(X, Y) == pytest.approx(expected, rel=1e-14 / small + 1e-10)
+    assert LowRank(X, Y).norm() == pytest.approx(expected, rel=1e-14 / small + 1e-10)
 
 
 def test_mass_made_in_one_pair_is_found_there(weight):
-    U, S, Vh = svd(weight)
-    pairs = top_subspace(weight, N)
+    U, _, Vh = svd(weight)
     for i in (0, 7, N - 1):
-        X, Y = 1e-3 * U[:, i : i + 1], Vh[i : i + 1]
-        c = along(X, Y, pairs)
+        one = LowRank(1e-3 * U[:, i : i + 1], Vh[i : i + 1])
         expected = torch.zeros(N, dtype=torch.float64)
         expected[i] = 1e-3
-        torch.testing.assert_close(c, expected, atol=1e-9, rtol=0)
-        assert float(energy_shares(c)[i]) == pytest.approx(1.0, abs=1e-9)
-        assert float(input_energy(X, Y, pairs.V)[i]) == pytest.approx(1.0, abs=1e-6)
-        after = torch.linalg.svdvals(weight.double() + X @ Y)
-        assert spectral_shift(S, after) == pytest.approx(
-            shift_bounds(X, Y, pairs, float(S.norm())).first_order, rel=0.05
-        )
+        for update in both(one):
+            c = update.along(U, Vh.mT)
+            torch.testing.assert_close(c, expected, atol=1e-14, rtol=0)
+            assert float(energy_shares(c)[i]) == pytest.approx(1.0, abs=1e-12)
+            assert float(input_energy(update, Vh.mT)[i]) == pytest.approx(1.0, abs=1e-12)
+            assert similarity(update.inputs(5), Vh[i : i + 1].mT) == pytest.approx(1.0)
 
 
 def test_along_and_energies_against_dense_products(weight, update):
-    top, bottom = both_subspaces(weight, 5)
-    for pairs in (top, bottom):
-        c = along(*update, pairs)
-        expected = (pairs.U.double().mT @ dense(update) @ pairs.V.double()).diagonal()
-        torch.testing.assert_close(c, expected, rtol=1e-10, atol=1e-14)
-        energy = (dense(update) @ pairs.V.double()).norm(dim=0) ** 2 / dense(update).norm() ** 2
-        torch.testing.assert_close(input_energy(*update, pairs.V), energy, rtol=1e-10, atol=0)
+    for pairs in both_subspaces(weight, 5):
+        for one in both(update):
+            c = one.along(pairs.U, pairs.V)
+            expected = (pairs.U.double().mT @ dense(update) @ pairs.V.double()).diagonal()
+            torch.testing.assert_close(c, expected, rtol=1e-10, atol=1e-14)
+            energy = (dense(update) @ pairs.V.double()).norm(dim=0) ** 2 / dense(update).norm() ** 2
+            torch.testing.assert_close(input_energy(one, pairs.V), energy, rtol=1e-10, atol=0)
 
 
 def test_energies_sum_to_one_over_a_whole_basis(weight, update):
     V = svd(weight)[2].mT
-    assert float(input_energy(*update, V).sum()) == pytest.approx(1.0, abs=1e-12)
+    for one in both(update):
+        assert float(input_energy(one, V).sum()) == pytest.approx(1.0, abs=1e-12)
     assert float(energy_shares(gaussian(40)).sum()) == pytest.approx(1.0, abs=1e-12)
 
 
-def test_no_update_is_no_drift(weight):
-    X, Y, pairs = torch.zeros(M, R), gaussian(R, N), top_subspace(gaussian(M, N), 3)
-    assert update_norm(X, Y) == 0
-    assert not along(X, Y, pairs).any()
-    assert not input_energy(X, Y, pairs.V).any()
-    assert not energy_shares(along(X, Y, pairs)).any()
-    assert stable_rank(update_values(X, Y)) == effective_rank(update_values(X, Y)) == 0
-    bounds = shift_bounds(X, Y, pairs, 1.0)
-    assert (bounds.first_order, bounds.upper) == (0, 0)
-    assert not any(bool(block.any()) for block in changed_entries(weight, X, Y))
-    values = torch.linalg.svdvals(weight)
-    assert spectral_shift(values, values) == 0
+@pytest.mark.parametrize("nothing", [LowRank(torch.zeros(M, R), gaussian(R, N)),
+                                     Dense(torch.zeros(M, N))])  # fmt: skip
+def test_no_update_is_no_drift(weight, nothing):
+    pairs = top_subspace(weight, 3)
+    assert nothing.norm() == 0
+    assert not nothing.along(pairs.U, pairs.V).any()
+    assert not input_energy(nothing, pairs.V).any()
+    assert not energy_shares(nothing.along(pairs.U, pairs.V)).any()
+    assert stable_rank(nothing.values()) == effective_rank(nothing.values()) == 0
+    assert nothing.inputs(3).shape == (N, 0)
+    assert similarity(nothing.inputs(3), pairs.V) is None
+    assert not any(bool(block.any()) for block in changed_entries(weight, nothing))
 
 
 def test_rotations_change_nothing_that_they_should_not(weight, update):
     P, Q = orthonormal(M, M, 5), orthonormal(N, N, 6)
-    X, Y = update[0].double(), update[1].double()
-    turned = (P @ X, Y @ Q.mT)
-    assert update_norm(*turned) == pytest.approx(update_norm(X, Y), rel=1e-12)
-    torch.testing.assert_close(update_values(*turned), update_values(X, Y), rtol=1e-10, atol=0)
-    one = top_subspace(weight, 3)
-    other = top_subspace((P @ weight.double() @ Q.mT).float(), 3)
+    turned = LowRank(P @ update.X.double(), update.Y.double() @ Q.mT)
+    assert turned.norm() == pytest.approx(update.norm(), rel=1e-12)
+    torch.testing.assert_close(turned.values(), update.values(), rtol=1e-10, atol=0)
+    one, other = svd(weight), svd(P @ weight.double() @ Q.mT)
     torch.testing.assert_close(
-        along(X, Y, one).abs(), along(*turned, other).abs(), rtol=1e-4, atol=1e-6
+        update.along(one[0], one[2].mT).abs(), turned.along(other[0], other[2].mT).abs()
     )
     V, W = orthonormal(N, 4, 1), orthonormal(N, 4, 2)
     torch.testing.assert_close(principal_angles(Q @ V, Q @ W), principal_angles(V, W))
     torch.testing.assert_close(
         principal_angles(V @ orthonormal(4, 4, 3), W), principal_angles(V, W)
     )
+    assert similarity(Q @ V, Q @ W) == pytest.approx(similarity(V, W))
 
 
-def test_no_shift_exceeds_the_upper_bound(weight):
-    S = torch.linalg.svdvals(weight.double())
-    for seed in range(20):
-        X, Y = gaussian(M, R, seed=seed), gaussian(R, N, seed=99 + seed)
-        after = torch.linalg.svdvals(weight.double() + X.double() @ Y.double())
-        bounds = shift_bounds(X, Y, top_subspace(weight, N), float(S.norm()))
-        assert spectral_shift(S, after) <= bounds.upper * (1 + 1e-9)
-        assert bounds.first_order <= bounds.upper * (1 + 1e-6)
-
-
-@pytest.mark.parametrize("size", [1e-2, 1e-3, 1e-4])
-def test_the_first_order_shift_is_the_shift_of_small_updates(weight, update, size):
-    S = torch.linalg.svdvals(weight.double())
-    X = size * update[0]
-    after = torch.linalg.svdvals(weight.double() + dense((X, update[1])))
-    first = shift_bounds(X, update[1], top_subspace(weight, N), float(S.norm())).first_order
-    assert first == pytest.approx(spectral_shift(S, after), rel=2 * size)
+def test_the_inputs_are_the_leading_right_singular_vectors(update):
+    V = svd(dense(update))[2].mT
+    for one in both(update):
+        assert similarity(one.inputs(2), V[:, :2]) == pytest.approx(1.0, abs=1e-12)
+        assert one.inputs(9).shape == (N, R)
+        assert similarity(one.mT.inputs(2), svd(dense(update))[0][:, :2]) == pytest.approx(1.0)
 
 
 @given(st.lists(st.floats(1e-9, math.pi / 2), min_size=1, max_size=5))
@@ -175,9 +175,9 @@ def test_angles_that_were_made_are_found_small_and_large(angles):
     found = principal_angles(Q[:, :k], W)
     torch.testing.assert_close(found, turned.sort().values, rtol=1e-6, atol=1e-14)
     distance = float((turned.sin() ** 2).mean().sqrt())
-    assert projector_distance(Q[:, :k], W) == pytest.approx(distance, rel=1e-6)
+    assert projector_distance(found) == pytest.approx(distance, rel=1e-6)
     P = Q[:, :k] @ Q[:, :k].mT - W @ W.mT
-    assert projector_distance(Q[:, :k], W) == pytest.approx(
+    assert projector_distance(found) == pytest.approx(
         float(P.norm()) / math.sqrt(2 * k), rel=1e-6, abs=1e-12
     )
 
@@ -190,8 +190,7 @@ def test_angles_of_subspaces_of_unequal_dimension():
     torch.testing.assert_close(
         principal_angles(Q[:, :3], Q[:, 3:]), torch.full((3,), math.pi / 2, dtype=torch.float64)
     )
-    with pytest.raises(ValueError, match=r"\(10, 2\) and \(10, 5\)"):
-        projector_distance(Q[:, :2], Q[:, :5])
+    assert similarity(Q[:, :2], Q[:, :5]) == pytest.approx(1.0)
 
 
 def test_row_alignment_of_rows_inside_outside_and_by_chance():
@@ -216,7 +215,7 @@ def test_ranks_of_known_spectra():
 def test_changed_entries_are_those_of_a_bfloat16_merge():
     W, X, Y = gaussian(300, 257), 1e-3 * gaussian(300, 2, seed=1), gaussian(2, 257, seed=2)
     expected = (W + X @ Y).bfloat16() != W.bfloat16()
-    found = torch.cat(list(changed_entries(W, X, Y)))
+    found = torch.cat(list(changed_entries(W, LowRank(X, Y))))
     assert float((found != expected).float().mean()) < 1e-4  # float32 sums in another order
     assert 0.05 < float(found.float().mean()) < 0.95
 
@@ -224,23 +223,23 @@ def test_changed_entries_are_those_of_a_bfloat16_merge():
 def test_overlap_and_lift_by_hand():
     W = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     mask = torch.tensor([[True, False, False, True]])
-    X, Y = torch.ones(1, 1), torch.tensor([[1.0, 1.0, 0.0, 0.0]])
-    met = overlap(changed_entries(W, X, Y), mask)
+    update = LowRank(torch.ones(1, 1), torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
+    met, other = overlaps(changed_entries(W, update), mask, ~mask)
     assert (met.density, met.overlap, met.changed, met.lift) == (0.5, 0.5, 0.5, 1.0)
-    nothing = overlap(changed_entries(W, X, torch.zeros(1, 4)), mask)
+    assert other == met
+    nothing = overlaps(changed_entries(W, Dense(torch.zeros(1, 4))), mask)[0]
     assert (nothing.overlap, nothing.lift, nothing.changed) == (None, None, 0.0)
     with pytest.raises(ValueError, match="differ in shape"):
-        overlap(changed_entries(W, X, Y), torch.ones(1, 3, dtype=torch.bool))
+        overlaps(changed_entries(W, update), torch.ones(1, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="have 1 rows, and the mask 2"):
-        overlap(changed_entries(W, X, Y), torch.ones(2, 4, dtype=torch.bool))
+        overlaps(changed_entries(W, update), torch.ones(2, 4, dtype=torch.bool))
 
 
 def test_small_weights_change_first():
     """bfloat16 steps grow with the weight: one small step everywhere meets the smallest."""
     W = gaussian(200, 200)
-    met = overlap(
-        changed_entries(W, torch.full((200, 1), 1e-3), torch.ones(1, 200)), smallest_mask(W, 0.3)
-    )
+    step = LowRank(torch.full((200, 1), 1e-3), torch.ones(1, 200))
+    met = overlaps(changed_entries(W, step), smallest_mask(W, 0.3))[0]
     assert met.density == pytest.approx(0.3, abs=1e-3)
     assert met.lift is not None
     assert met.lift > 1.5

@@ -1,0 +1,189 @@
+"""The whole spectrum before and after an update, against dense float64 references."""
+
+import math
+
+import pytest
+import torch
+
+from orthora.linalg import whole
+from orthora.linalg.geometry import energy_shares, principal_angles, spectral_shift
+from orthora.linalg.updates import Dense, LowRank
+from orthora.linalg.whole import decompose, leading, moved
+
+SHAPES = [(40, 30), (30, 40), (33, 33)]
+Q = 6
+
+
+def gaussian(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def svd(W):
+    U, S, Vh = torch.linalg.svd(W.double(), full_matrices=False)
+    return U, S, Vh.mT
+
+
+@pytest.fixture(params=[512, 0], ids=["svd", "gram"])
+def path(request, monkeypatch):
+    """Both ways to decompose, whatever the size."""
+    monkeypatch.setattr(whole, "_EXACT_SIDE", request.param)
+    return request.param
+
+
+def low_rank(shape, size, seed=1, rank=3):
+    return LowRank(size * gaussian(shape[0], rank, seed=seed), gaussian(rank, shape[1], seed=9))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_all_triplets(path, shape):
+    W = gaussian(*shape)
+    U, S, V = svd(W)
+    found = decompose(W)
+    torch.testing.assert_close(found.S, S, rtol=1e-9, atol=1e-12)
+    assert found.norm == pytest.approx(float(W.norm()))
+    assert found.rank == min(shape)
+    for columns in (found.top(Q), found.bottom(Q), slice(3, 9)):
+        left, right = found.left(columns), found.right(columns)
+        assert float(principal_angles(left, U[:, columns]).max()) < 1e-6
+        assert float(principal_angles(right, V[:, columns]).max()) < 1e-6
+        torch.testing.assert_close(W @ right, left * S[columns], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["product", "matrix"])
+def test_along_every_pair(path, shape, kind):
+    W, update = gaussian(*shape), low_rank(shape, 0.1)
+    D = update.X @ update.Y
+    U, _, V = svd(W)
+    expected = (U.mT @ D @ V).diagonal()
+    found = decompose(W).along(update if kind == "product" else Dense(D))
+    torch.testing.assert_close(found.abs(), expected.abs(), rtol=1e-6, atol=1e-9)
+    assert float(energy_shares(found).sum()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("i", [0, 11, 29])
+def test_mass_made_in_one_pair_is_found_there_and_moves_its_value(path, shape, i):
+    W = gaussian(*shape)
+    U, S, V = svd(W)
+    update = LowRank(1e-3 * U[:, i : i + 1], V[:, i : i + 1].mT)
+    found = decompose(W)
+    assert float(energy_shares(found.along(update))[i]) == pytest.approx(1.0, abs=1e-9)
+    after = moved(found, update, min(i + 1, len(S)), exact=True)
+    assert float(after.values[i] - S[i]) == pytest.approx(1e-3, rel=1e-6)
+    assert after.shift == pytest.approx(1e-3 / float(S.norm()), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 0.1, 3.0])
+@pytest.mark.parametrize("kind", ["product", "matrix"])
+def test_moved_equals_the_dense_reference(path, shape, size, kind):
+    """Values, angles of both sides and the shift, or bounds that hold it, to 1e-6 relative."""
+    W, update = gaussian(*shape), low_rank(shape, size)
+    D = update.X @ update.Y
+    U, S, V = svd(W)
+    P, T, R = svd(W + D)
+    found = moved(decompose(W), update if kind == "product" else Dense(D), Q)
+    torch.testing.assert_close(found.values, T[:Q], rtol=1e-9, atol=0)
+    expected = principal_angles(V[:, :Q], R[:, :Q])
+    torch.testing.assert_close(found.right, expected, rtol=1e-6, atol=1e-11)
+    expected = principal_angles(U[:, :Q], P[:, :Q])
+    torch.testing.assert_close(found.left, expected, rtol=1e-6, atol=1e-11)
+    shift = spectral_shift(S, T)
+    assert found.shift_low * (1 - 1e-6) <= shift <= found.shift_high * (1 + 1e-9)
+    if path or kind == "matrix":
+        assert found.shift == pytest.approx(shift, rel=1e-6)
+    else:
+        assert found.shift is None
+        assert found.shift_low > 0
+        exact = moved(decompose(W), update, Q, exact=True)
+        assert exact.shift == pytest.approx(shift, rel=1e-6)
+
+
+def test_the_lower_bound_is_tight_where_the_leading_pairs_move_alone(path):
+    W = gaussian(40, 30)
+    U, _, V = svd(W)
+    update = LowRank(1e-2 * U[:, :2], V[:, :2].mT)
+    found = moved(decompose(W), update, Q)
+    assert found.shift_low == pytest.approx(found.shift_high, rel=1e-6)
+
+
+def test_nothing_moves_at_step_zero(path):
+    W = gaussian(40, 30)
+    for update in (LowRank(torch.zeros(40, 2), gaussian(2, 30)), Dense(torch.zeros(40, 30))):
+        found = moved(decompose(W), update, Q)
+        torch.testing.assert_close(found.values, svd(W)[1][:Q], rtol=1e-12, atol=0)
+        assert float(found.left.max()) <= 1e-9
+        assert float(found.right.max()) <= 1e-12
+        assert (found.shift_low, found.shift_high) == (0, 0)
+        assert not decompose(W).along(update).any()
+
+
+def test_rotations_change_no_value_and_no_angle(path):
+    W, update = gaussian(40, 30), low_rank((40, 30), 0.1)
+    P = torch.linalg.qr(gaussian(40, 40, seed=5))[0]
+    R = torch.linalg.qr(gaussian(30, 30, seed=6))[0]
+    one = moved(decompose(W), update, Q)
+    two = moved(decompose(P @ W @ R), LowRank(P @ update.X, update.Y @ R), Q)
+    for a, b in zip(
+        (one.values, one.left, one.right), (two.values, two.left, two.right), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+    assert one.shift_low == pytest.approx(two.shift_low)
+
+
+def test_directions_without_a_singular_value_carry_no_energy(path):
+    W = gaussian(40, 30)
+    W[:, 28:] = 0
+    found = decompose(W)
+    assert found.rank == 28
+    assert found.right(found.bottom(2)).shape == (30, 2)
+    c = found.along(low_rank((40, 30), 0.1))
+    assert c[:28].all()
+    assert not c[28:].any()
+
+
+@pytest.mark.parametrize("size", [1e-8, 1e-2, 1.0, 30.0])
+@pytest.mark.parametrize("degenerate", [False, True])
+def test_leading_pairs_of_a_modified_diagonal(size, degenerate):
+    k = 120
+    values = torch.linspace(9, 0, k, dtype=torch.float64)
+    if degenerate:
+        values[4:9] = values[4]
+    P, R = size * gaussian(k, 4), gaussian(k, 4, seed=2)
+    K = P.mT @ P
+    M = torch.diag(values) + P @ R.mT + R @ P.mT + R @ K @ R.mT
+    theta, C = leading(values, P, R, K, Q)
+    expected, Z = torch.linalg.eigh((M + M.mT) / 2)
+    noise = 1e-13 * float(expected[-1])
+    torch.testing.assert_close(theta, expected.flip(0)[:Q], rtol=1e-11, atol=noise)
+    torch.testing.assert_close(M @ C, C * theta, rtol=1e-9, atol=1e-9 * float(theta[0]))
+    if not degenerate:
+        assert float(principal_angles(C, Z.flip(1)[:, :Q]).max()) < 1e-7
+
+
+def test_a_large_weight_goes_the_gram_way_and_agrees():
+    W = gaussian(700, 520).float()
+    update = LowRank(1e-2 * gaussian(700, 4, seed=1).float(), gaussian(4, 520, seed=2).float())
+    found = decompose(W)
+    assert found.long is None
+    D = update.X.double() @ update.Y.double()
+    U, S, V = svd(W)
+    P, T, R = svd(W.double() + D)
+    after = moved(found, update, Q)
+    torch.testing.assert_close(after.values, T[:Q], rtol=1e-10, atol=0)
+    torch.testing.assert_close(after.right, principal_angles(V[:, :Q], R[:, :Q]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(after.left, principal_angles(U[:, :Q], P[:, :Q]), rtol=1e-6, atol=0)
+    assert after.shift_low <= spectral_shift(S, T) <= after.shift_high
+    assert not math.isclose(after.shift_low, 0.0)
+
+
+def test_bad_questions_are_refused():
+    found = decompose(gaussian(8, 5))
+    with pytest.raises(ValueError, match="6 singular pairs asked for; the weight has 5"):
+        moved(found, Dense(torch.zeros(8, 5)), 6)
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        decompose(torch.full((3, 2), math.nan))
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        moved(found, Dense(torch.full((8, 5), math.inf)), 2)
