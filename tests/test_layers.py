@@ -19,7 +19,7 @@ ROWS = [  # from low to high; a unit imports from itself and from lower rows onl
     ["methods"],
     ["strict", "watch"],
     ["store", "stats", "voting", "rewards"],
-    ["tasks"],
+    ["tasks", "table"],
     ["config"],
     ["tiny"],
     ["checkpoint"],

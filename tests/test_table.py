@@ -1,0 +1,73 @@
+"""The tidy table goes to disk and back unchanged, explains itself, and says what is wrong."""
+
+import json
+import math
+
+import pyarrow.parquet as pq
+import pytest
+
+from orthora.table import (
+    COLUMNS,
+    QUANTITIES,
+    Row,
+    frame,
+    quantities_markdown,
+    read_table,
+    write_table,
+)
+
+ROWS = [
+    Row("a", "lora", 1, 0, "self_attn.q_proj", "nss", math.nan, 0.1),
+    Row("a", "", -1, -1, "lm_head", "sigma", 3.0, 1 / 3),
+]
+
+
+@pytest.mark.parametrize("end", ["parquet", "csv"])
+def test_round_trip(tmp_path, end):
+    path = write_table(tmp_path / "new" / f"t.{end}", frame(ROWS), {})
+    found = read_table(path)
+    assert found.equals(frame(ROWS))
+    assert list(found.columns) == list(COLUMNS)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_an_empty_table_is_one(tmp_path):
+    assert len(read_table(write_table(tmp_path / "t.csv", frame([]), {}))) == 0
+
+
+def test_parquet_explains_itself(tmp_path):
+    write_table(tmp_path / "t.parquet", frame(ROWS), {"model": "tiny"})
+    about = pq.read_schema(tmp_path / "t.parquet").metadata
+    assert json.loads(about[b"orthora"]) == {"model": "tiny"}
+    assert json.loads(about[b"columns"]) == dict(COLUMNS)
+    assert json.loads(about[b"quantities"])["nss"]["unit"] == "share"
+
+
+def test_a_failed_write_leaves_the_old_table(tmp_path):
+    path = write_table(tmp_path / "t.parquet", frame(ROWS), {})
+    with pytest.raises(TypeError):
+        write_table(path, frame(ROWS[:1]), {"no": object()})
+    assert len(read_table(path)) == 2
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.txt", None, "neither .parquet nor .csv"),
+        ("t.csv", None, "no table .*; write it with orthora measure"),
+        ("t.csv", b"run,step\na,1\n", "no column 'method'"),
+        ("t.csv", b"", "can't be read"),
+        ("t.parquet", b"PAR1", "can't be read: .*; measure again"),
+    ],
+)
+def test_what_is_no_table_is_refused(tmp_path, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words) as error:
+        read_table(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_the_documentation_lists_every_quantity():
+    assert all(f"| `{name}` |" in quantities_markdown() for name in QUANTITIES)
