@@ -17,7 +17,7 @@ ROWS = [  # from low to high; a unit imports from itself and from lower rows onl
     ["types", "callable_module", "quiet", "signals"],
     ["linalg"],
     ["methods"],
-    ["strict", "watch"],
+    ["strict", "watch", "bar", "pool"],
     ["store", "stats", "voting", "rewards"],
     ["tasks", "table"],
     ["config"],

@@ -273,6 +273,15 @@ def tensors_in(file: Path) -> dict[str, TensorInfo]:
     }
 
 
+def open_tensors(file: Path) -> Checkpoint:
+    """One safetensors file that is no model, to read its tensors one by one.
+
+    Raises:
+        ValueError: if the file is missing, truncated or corrupt.
+    """
+    return Checkpoint(file.parent, {}, tensors_in(file))
+
+
 def _header(file: Path) -> bytes:
     """The eight bytes of length at the start of a file, and the JSON that they measure."""
     start, size = _bytes(file, 8), file.stat().st_size

@@ -1,22 +1,12 @@
 """``orthora init`` as people see it: progress with time left, and a summary of the proof."""
 
 import ctypes
-import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from orthora import adapters
 from orthora.adapters import InitResult
+from orthora.bar import Bar
 from orthora.models import pick_device
 
 _MALLOC = (  # option of malloc.h, value
@@ -53,7 +43,7 @@ def start_adapter(options: Options) -> None:
     """
     _keep_memory()
     targets = options.target_modules
-    with _Bar() as bar:
+    with Bar() as bar:
         result = adapters.init_adapter(
             options.model,
             options.method,
@@ -104,42 +94,3 @@ def _keep_memory() -> None:
         return
     for option, value in _MALLOC:
         mallopt(option, value)
-
-
-class _Bar:
-    """A progress bar in units of work; on a stream that is no terminal, a line per tenth."""
-
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        self._terminal = sys.stderr.isatty()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[weights]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            disable=not self._terminal,
-        )
-        self._task: TaskID | None = None
-        self._tenth = 0
-
-    def __enter__(self) -> "_Bar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, now: adapters.Progress) -> None:
-        weights = f"{now.done}/{now.total}"
-        if self._task is None:
-            self._task = self._bar.add_task("", total=now.work, weights=weights)
-        self._bar.update(
-            self._task, completed=now.work_done, description=now.name[-48:], weights=weights
-        )
-        tenth = 10 * now.work_done // max(now.work, 1)
-        if not self._terminal and tenth > self._tenth:
-            self._tenth = tenth
-            print(f"{10 * tenth} %  {weights} weights", file=sys.stderr, flush=True)

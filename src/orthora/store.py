@@ -91,6 +91,30 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def locked(folder: Path) -> int | None:
+    """A handle on the folder that no other process holds; None where there are no such locks.
+
+    Raises:
+        ValueError: if another process is at work here.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(handle), folder.stat()):
+            raise FileNotFoundError  # it took its name while we looked
+    except (BlockingIOError, FileNotFoundError) as error:
+        os.close(handle)
+        raise ValueError(f"another process is writing {folder}; wait for it, or end it") from error
+    except OSError:  # some network file systems have none
+        os.close(handle)
+        return None
+    return handle
+
+
 def append_metrics(path: str | Path, row: dict[str, Any]) -> None:
     """Append one JSON line, flushed to the disk, so that a kill loses at most the current step."""
     with Path(path).open("a", encoding="utf-8") as file:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import orthora
+from orthora import pool
 from orthora.adapters import starts
 from orthora.adapters.starts import How
 from orthora.linalg import full
@@ -109,7 +110,7 @@ def test_a_weight_that_will_not_do_is_named(W, rank, words):
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("method", ["rlpo", "milora", "lora"])
 def test_the_starts_are_the_same_bits_however_many_run_side_by_side(method, workers):
-    found = dict(starts.compute_all(ITEMS, WEIGHTS.get, starter(method), workers=workers))
+    found = dict(pool.compute_all(ITEMS, WEIGHTS.get, starter(method), workers=workers))
     assert found.keys() == set(ITEMS)
     for item, start in found.items():
         alone = starter(method)(WEIGHTS[item], item)
@@ -140,7 +141,7 @@ def test_the_caller_loads_and_at_most_one_loaded_weight_waits(workers, two_threa
             alive -= 1
         return starts.compute(W, "x", 1, How("lora", 1.0, 0))
 
-    assert len(list(starts.compute_all(range(40), load, start, workers=workers))) == 40
+    assert len(list(pool.compute_all(range(40), load, start, workers=workers))) == 40
     assert loaders == {threading.get_ident()}
     assert loaders.isdisjoint(computers)
     assert len(computers) == workers
@@ -149,7 +150,7 @@ def test_the_caller_loads_and_at_most_one_loaded_weight_waits(workers, two_threa
 
 
 def test_no_weights_are_no_starts(two_threads):
-    assert list(starts.compute_all([], WEIGHTS.get, starter("lora"), workers=2)) == []
+    assert list(pool.compute_all([], WEIGHTS.get, starter("lora"), workers=2)) == []
     assert_settings_are_back()
 
 
@@ -168,7 +169,7 @@ def test_the_first_error_is_raised_and_the_rest_is_called_off(workers, two_threa
         return starter("lora")(W, item)
 
     with pytest.raises(ValueError, match="item 7 is bad"):
-        list(starts.compute_all(range(100), lambda _: torch.ones(5, 5), start, workers=workers))
+        list(pool.compute_all(range(100), lambda _: torch.ones(5, 5), start, workers=workers))
     assert 7 < len(begun) <= 9 + 2 * workers
     assert threading.active_count() == before
     assert_settings_are_back()
@@ -188,7 +189,7 @@ def test_an_error_in_loading_waits_for_the_work_at_hand(two_threads):
         return starter("lora")(W, item)
 
     with pytest.raises(OSError, match="gone"):
-        list(starts.compute_all(range(9), load, start, workers=2))
+        list(pool.compute_all(range(9), load, start, workers=2))
     count = len(done)
     time.sleep(0.05)
     assert len(done) == count <= 4
@@ -197,7 +198,7 @@ def test_an_error_in_loading_waits_for_the_work_at_hand(two_threads):
 
 def test_who_stops_early_leaves_no_thread_and_no_setting_behind(two_threads):
     before = threading.active_count()
-    running = starts.compute_all(range(50), lambda _: WEIGHTS[ITEMS[0]], starter("rlpo"), workers=2)
+    running = pool.compute_all(range(50), lambda _: WEIGHTS[ITEMS[0]], starter("rlpo"), workers=2)
     next(running)
     running.close()
     assert threading.active_count() == before
@@ -224,7 +225,7 @@ def test_batches_give_the_starts_of_the_pool(method, monkeypatch, as_if_on_a_gpu
     found = dict(batches)
     monkeypatch.undo()
     assert list(found) == ITEMS
-    for item, expected in starts.compute_all(ITEMS, WEIGHTS.get, starter(method), workers=1):
+    for item, expected in pool.compute_all(ITEMS, WEIGHTS.get, starter(method), workers=1):
         for ours, theirs in zip(found[item].factors, expected.factors, strict=True):
             assert float((ours - theirs).abs().max()) <= 1e-6 * max(1.0, float(theirs.norm()))
         paths = [certificate.path for certificate in found[item].certificates]
@@ -267,11 +268,11 @@ def test_methods_without_subspaces_decompose_nothing(monkeypatch):
 
 def test_the_workers_are_the_cores_as_far_as_memory_goes(monkeypatch):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    monkeypatch.setattr(starts, "_free_memory", lambda: 10_000)
-    assert starts.default_workers() == cores
-    assert starts.default_workers(5000 // cores) == cores
-    assert starts.default_workers(5000) == 1
-    assert starts.default_workers(10**9) == 1
+    monkeypatch.setattr(pool, "_free_memory", lambda: 10_000)
+    assert pool.default_workers() == cores
+    assert pool.default_workers(5000 // cores) == cores
+    assert pool.default_workers(5000) == 1
+    assert pool.default_workers(10**9) == 1
 
 
 def test_the_page_cache_counts_as_free_memory(monkeypatch):
@@ -279,7 +280,7 @@ def test_the_page_cache_counts_as_free_memory(monkeypatch):
         return "MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable:       7 kB\nBuffers: 3 kB\n"
 
     monkeypatch.setattr(Path, "read_text", meminfo)
-    assert starts._free_memory() == 7 * 1024
+    assert pool._free_memory() == 7 * 1024
 
 
 def test_systems_that_do_not_tell_their_free_memory_count_all_of_it(monkeypatch):
@@ -287,7 +288,7 @@ def test_systems_that_do_not_tell_their_free_memory_count_all_of_it(monkeypatch)
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "read_text", absent)
-    assert starts._free_memory() == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert pool._free_memory() == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 # Several processes
@@ -300,6 +301,7 @@ from torch import distributed
 from conftest import make_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 import orthora
+from orthora import pool
 from orthora.adapters import starts
 
 folder, rank = sys.argv[1], int(sys.argv[2])

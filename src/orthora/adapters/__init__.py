@@ -22,7 +22,6 @@ from orthora.adapters.slots import ADAPTER as ADAPTER
 from orthora.adapters.slots import Slot as Slot
 from orthora.adapters.slots import slots_of as slots_of
 from orthora.adapters.stream import InitResult as InitResult
-from orthora.adapters.stream import Progress as Progress
 from orthora.adapters.stream import init_adapter as init_adapter
 from orthora.adapters.upkeep import after_update as after_update
 from orthora.adapters.upkeep import base_policy as base_policy
@@ -31,3 +30,4 @@ from orthora.adapters.upkeep import orthogonality as orthogonality
 from orthora.adapters.upkeep import own_parameters as own_parameters
 from orthora.adapters.upkeep import ranks as ranks
 from orthora.adapters.upkeep import upkeep_state as upkeep_state
+from orthora.bar import Progress as Progress

@@ -21,6 +21,7 @@ from rich.progress import track
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
+from orthora import pool
 from orthora.adapters import starts
 from orthora.adapters.checks import adapted_layers, refuse_unfit, rounded_experts, verify
 from orthora.adapters.dense import train_in_place
@@ -248,7 +249,7 @@ def _start(slots: list[Slot], how: How) -> None:
     if any(slot.weight().is_cuda for slot in slots):
         done = starts.compute_in_batches(slots, _load, compute, alike=_kind, method=how.method)
     else:
-        done = starts.compute_all(slots, _load, compute, workers=torch.get_num_threads())
+        done = pool.compute_all(slots, _load, compute, workers=torch.get_num_threads())
     size = sum(slot.shape[0] * slot.shape[1] for slot in slots)
     quiet = size < _SLOW_ELEMENTS or not sys.stderr.isatty()
     title = f"starting {how.method} adapters"

@@ -48,7 +48,7 @@ def folded(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for layer in _layers(model):
             if isinstance(layer, LNTuningLayer) or not _held(layer) & shared:
-                stack.enter_context(_merged(layer))
+                stack.enter_context(merged(layer))
         yield
 
 
@@ -78,7 +78,7 @@ def merged_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
         layer = held.get(id(parameter))
         if layer is not None:
-            with torch.no_grad(), _merged(layer):
+            with torch.no_grad(), merged(layer):
                 part = name.rpartition(".")[2]
                 yield base_name(name), getattr(layer.get_base_layer(), part).data
         elif not _of_adapter(model, name):
@@ -109,7 +109,7 @@ def _of_adapter(model: nn.Module, name: str) -> bool:
 
 
 @contextmanager
-def _merged(layer: Any) -> Iterator[None]:
+def merged(layer: Any) -> Iterator[None]:
     """One layer with its adapter merged; its base's storage comes back after."""
     swaps = isinstance(layer, LNTuningLayer)  # its merge exchanges two modules
     parts = {} if swaps else _parts(layer)

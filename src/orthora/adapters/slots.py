@@ -86,7 +86,7 @@ def slots_of(model: PeftModel) -> list[Slot]:
             m, n = cast(Tensor, layer.get_base_layer().weight).shape
             if isinstance(layer.get_base_layer(), Conv1D):
                 m, n = n, m
-            rank = cast(Any, layer).r[ADAPTER]
+            rank = getattr(layer, "r", {}).get(ADAPTER, 0)  # (IA)^3 and MiSS have none
             found.append(Slot(name, f"{name}.weight", path, (m, n), rank, layer))
     return found
 

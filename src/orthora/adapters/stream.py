@@ -19,7 +19,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 
-from orthora import __version__
+from orthora import __version__, pool
 from orthora.adapters import starts
 from orthora.adapters.checks import rounded_experts
 from orthora.adapters.export import RECORD_NAME
@@ -29,30 +29,12 @@ from orthora.adapters.sources import Origins, Source, meta_model
 from orthora.adapters.starts import How, Start
 from orthora.adapters.unfinished import Unfinished
 from orthora.adapters.wrap import Targets, Unfit, as_names, wrap
+from orthora.bar import Progress, Teller
 from orthora.checkpoint import Checkpoint, open_checkpoint
 from orthora.methods import Composition, compose
 from orthora.store import finite
 
 _ADAPTER = "adapter_model.safetensors"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a start is; `init_adapter` reports it after every weight.
-
-    Attributes:
-        name: of the weight just done, or "" at the beginning.
-        done: weights done, those of an earlier process included.
-        total: weights in all.
-        work_done: work done, in the units of ``work``.
-        work: all work, about proportional to time.
-    """
-
-    name: str
-    done: int
-    total: int
-    work_done: int
-    work: int
 
 
 @dataclass(frozen=True)
@@ -136,12 +118,13 @@ def init_adapter(
     with Unfinished(Path(out), job.plan(device), job.layout.files) as unfinished:
         resumed = len(unfinished.done)
         left = [source for source in job.sources if source.slot.name not in unfinished.done]
-        tell = _Teller(report, job.sources, left)
+        work = {source.slot.name: starts.cost(source.slot.shape) for source in job.sources}
+        tell = Teller(report, work, [source.slot.name for source in left])
         with closing(_starts(left, checkpoint, how, device, workers)) as done:
             for source, start in done:
                 job.layout.write(unfinished, source.slot, start)
                 unfinished.finish(source.slot.name, _entry(source, start))
-                tell(source)
+                tell(source.slot.name)
         seconds = time.monotonic() - begun
         modules = {source.slot.name: unfinished.done[source.slot.name] for source in job.sources}
         unfinished.complete(job.papers(model, device, seconds, modules))
@@ -259,10 +242,8 @@ def _starts(
         )
     if workers is None:
         most = max((starts.workspace(source.slot.shape) for source in order), default=0)
-        workers = starts.default_workers(most)
-    return starts.compute_all(
-        order, lambda source: source.read(checkpoint), compute, workers=workers
-    )
+        workers = pool.default_workers(most)
+    return pool.compute_all(order, lambda source: source.read(checkpoint), compute, workers=workers)
 
 
 def _compute(how: How, W: Tensor, source: Source) -> Start:
@@ -332,28 +313,3 @@ def _config_text(config: LoraConfig) -> str:
     if isinstance(config.lora_alpha, float) and config.lora_alpha.is_integer():
         fixed["lora_alpha"] = int(config.lora_alpha)
     return json.dumps(fixed, indent=2, sort_keys=True) + "\n"
-
-
-class _Teller:
-    """Counts finished weights and work, and passes them on."""
-
-    def __init__(
-        self,
-        report: Callable[[Progress], None] | None,
-        sources: list[Source],
-        left: list[Source],
-    ) -> None:
-        self.report = report
-        self.total, self.done = len(sources), len(sources) - len(left)
-        self.work = sum(starts.cost(source.slot.shape) for source in sources)
-        self.work_done = self.work - sum(starts.cost(source.slot.shape) for source in left)
-        self._tell("")
-
-    def _tell(self, name: str) -> None:
-        if self.report is not None:
-            self.report(Progress(name, self.done, self.total, self.work_done, self.work))
-
-    def __call__(self, source: Source) -> None:
-        self.done += 1
-        self.work_done += starts.cost(source.slot.shape)
-        self._tell(source.slot.name)

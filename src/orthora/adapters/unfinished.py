@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from torch import Tensor
 
 from orthora.adapters.slotfile import SlotFile
-from orthora.store import write_atomic, write_json
+from orthora.store import locked, write_atomic, write_json
 
 _PLAN, _JOURNAL = "plan.json", "journal.jsonl"
 _FLUSH_SECONDS = 2.0  # of work that a power cut may lose
@@ -54,7 +54,7 @@ class Unfinished:
         self._journal: TextIO | None = None
         self._check_out()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.folder)
+        self._lock = locked(self.folder)
         fresh = not (self.folder / _PLAN).is_file()
         try:
             self._check_out()  # again, now that nobody else can make it
@@ -174,27 +174,3 @@ class Unfinished:
                 self.flush()
             # A ValueError is the checkpoint's: once that is mended, this is another plan's.
             self._close(drop=not self.done or isinstance(error, ValueError))
-
-
-def _locked(folder: Path) -> int | None:
-    """A handle on the folder that no other process holds; None where there are no such locks.
-
-    Raises:
-        ValueError: if another process is at work here.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(handle), folder.stat()):
-            raise FileNotFoundError  # it took its name while we looked
-    except (BlockingIOError, FileNotFoundError) as error:
-        os.close(handle)
-        raise ValueError(f"another process is writing {folder}; wait for it, or end it") from error
-    except OSError:  # some network file systems have none
-        os.close(handle)
-        return None
-    return handle
