@@ -26,7 +26,7 @@ ROWS = [  # from low to high; a unit imports from itself and from lower rows onl
     ["adapters"],
     ["models", "sampling"],
     ["trained"],
-    ["evaluate", "exports", "starting"],
+    ["evaluate", "exports", "starting", "measure"],
     ["train"],
     ["runs"],
     ["evaluations"],

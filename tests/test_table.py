@@ -24,19 +24,21 @@ ROWS = [
 
 @pytest.mark.parametrize("end", ["parquet", "csv"])
 def test_round_trip(tmp_path, end):
-    path = write_table(tmp_path / "new" / f"t.{end}", frame(ROWS), {})
+    path = write_table(tmp_path / "new" / f"t.{end}", [frame(ROWS[:1]), frame(ROWS[1:])], {})
     found = read_table(path)
     assert found.equals(frame(ROWS))
     assert list(found.columns) == list(COLUMNS)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_an_empty_table_is_one(tmp_path):
-    assert len(read_table(write_table(tmp_path / "t.csv", frame([]), {}))) == 0
+@pytest.mark.parametrize("parts", [[], [frame([])]])
+@pytest.mark.parametrize("end", ["parquet", "csv"])
+def test_an_empty_table_is_one(tmp_path, parts, end):
+    assert read_table(write_table(tmp_path / f"t.{end}", parts, {})).equals(frame([]))
 
 
 def test_parquet_explains_itself(tmp_path):
-    write_table(tmp_path / "t.parquet", frame(ROWS), {"model": "tiny"})
+    write_table(tmp_path / "t.parquet", [frame(ROWS)], {"model": "tiny"})
     about = pq.read_schema(tmp_path / "t.parquet").metadata
     assert json.loads(about[b"orthora"]) == {"model": "tiny"}
     assert json.loads(about[b"columns"]) == dict(COLUMNS)
@@ -44,9 +46,9 @@ def test_parquet_explains_itself(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_table(tmp_path):
-    path = write_table(tmp_path / "t.parquet", frame(ROWS), {})
+    path = write_table(tmp_path / "t.parquet", [frame(ROWS)], {})
     with pytest.raises(TypeError):
-        write_table(path, frame(ROWS[:1]), {"no": object()})
+        write_table(path, [frame(ROWS[:1])], {"no": object()})
     assert len(read_table(path)) == 2
     assert list(tmp_path.iterdir()) == [path]
 

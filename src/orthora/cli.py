@@ -23,6 +23,7 @@ HELP = """orthora: low-rank adaptation for reinforcement learning with verifiabl
   orthora rescore DIR                      verify the samples of an evaluation again
   orthora compare DIR DIR                  paired difference of evaluations, exact test
   orthora contamination EVAL TRAIN         which evaluation problems a training set holds
+  orthora measure RUN...                   what training did to the weights, as one table
   orthora export --run RUN --out DIR       write a run's adapter as plain PEFT, or merged
   orthora demo                             compare five initialisations on the embedded model
   orthora report --runs DIR                print the table of a folder of runs, write its page
@@ -58,7 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 _AGAIN = "the same command goes on"
-_GO_ON = {"train": "go on with --resume", "init": _AGAIN, "eval": f"with --out, {_AGAIN}"}
+_GO_ON = {
+    "train": "go on with --resume",
+    "init": _AGAIN,
+    "eval": f"with --out, {_AGAIN}",
+    "measure": _AGAIN,
+}
 
 
 def _stopped(command: str) -> str:
@@ -185,6 +191,14 @@ def _compare(arguments: list[str]) -> None:
     run_compare(arguments)
 
 
+def _measure(arguments: list[str]) -> None:
+    """Measure what training did to the weights."""
+    quiet_libraries(data=False)
+    from orthora.measure.command import run_measure
+
+    run_measure(arguments)
+
+
 def _export(arguments: list[str]) -> None:
     """Write a run's adapter as plain PEFT, merged, or as a residual base with rank r."""
     options = _parse(_ExportOptions, arguments, "export")
@@ -243,6 +257,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "rescore": _rescore,
     "compare": _compare,
     "contamination": _contamination,
+    "measure": _measure,
     "export": _export,
     "demo": _demo,
     "report": _report,

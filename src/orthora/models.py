@@ -20,6 +20,22 @@ def resolve(model: str) -> str:
     return str(tiny.path()) if model == "tiny" else model
 
 
+_GENERIC = ("model", "base", "merged", "final", "checkpoint")  # what every run calls its models
+
+
+def short_name(model: str) -> str:
+    """What tells models apart by name, whatever folder they are in.
+
+    The last part of a model's name or path in lower case; of a hub cache's folder, the model's own.
+    """
+    path = Path(resolve(model))
+    cached = [part for part in path.parts if part.startswith("models--")]
+    name = cached[-1].rsplit("--", 1)[-1] if cached else path.name
+    if name.lower() in _GENERIC:
+        name = f"{path.absolute().parent.name}/{name}"
+    return name.lower()
+
+
 def _check_folder(name: str) -> None:
     """Refuse what is plainly a path but not a saved model; anything else may be a hub name."""
     path = Path(name)

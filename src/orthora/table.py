@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from orthora.store import replacing
 
@@ -150,12 +152,12 @@ def frame(rows: Iterable[Row | Sequence[Any]]) -> pd.DataFrame:
     return table.astype({"step": "int64", "layer": "int64", "at": "float64", "value": "float64"})
 
 
-def write_table(path: str | Path, table: pd.DataFrame, story: Mapping[str, Any]) -> Path:
-    """Write a table, whole or not at all.
+def write_table(path: str | Path, parts: Iterable[pd.DataFrame], story: Mapping[str, Any]) -> Path:
+    """Write a table, whole or not at all, a part at a time.
 
     Args:
         path: ``.parquet``, which also keeps the meaning of everything in its metadata, or ``.csv``.
-        table: as `frame` gives it.
+        parts: as `frame` gives them.
         story: how it came about, for the metadata.
 
     Raises:
@@ -165,20 +167,25 @@ def write_table(path: str | Path, table: pd.DataFrame, story: Mapping[str, Any])
     check_ending(path)
     with replacing(path) as temporary:
         if path.suffix == ".csv":
-            table.to_csv(temporary, index=False)
+            frame([]).to_csv(temporary, index=False)
+            for part in parts:
+                part.to_csv(temporary, index=False, header=False, mode="a")
         else:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
-            data = pa.Table.from_pandas(table, preserve_index=False)
-            about = {
-                "orthora": json.dumps(dict(story)),
-                "columns": json.dumps(dict(COLUMNS)),
-                "quantities": json.dumps({k: vars(q) for k, q in QUANTITIES.items()}),
-            }
-            known = data.schema.metadata or {}
-            pq.write_table(data.replace_schema_metadata({**known, **about}), temporary)
+            _write_parquet(temporary, parts, story)
     return path
+
+
+def _write_parquet(path: Path, parts: Iterable[pd.DataFrame], story: Mapping[str, Any]) -> None:
+    about = {
+        "orthora": json.dumps(dict(story)),
+        "columns": json.dumps(dict(COLUMNS)),
+        "quantities": json.dumps({k: vars(q) for k, q in QUANTITIES.items()}),
+    }
+    types = {"step": pa.int64(), "layer": pa.int64(), "at": pa.float64(), "value": pa.float64()}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS], metadata=about)
+    with pq.ParquetWriter(path, schema) as writer:
+        for part in parts:
+            writer.write_table(pa.Table.from_pandas(part, schema, preserve_index=False))
 
 
 def check_ending(path: Path) -> None:

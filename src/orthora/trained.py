@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from orthora import models
 from orthora.adapters import adapt, check_adapter, load_upkeep_state, own_parameters
+from orthora.checkpoint import open_checkpoint
 from orthora.config import TrainConfig, build, read_toml
 
 MARKER = "orthora_checkpoint.json"
@@ -27,6 +28,14 @@ def config_of(run: Path) -> TrainConfig:
     if not (run / "config.toml").is_file():
         raise ValueError(f"{run} is no run folder (no config.toml)")
     return build(TrainConfig, read_toml(run / "config.toml"))
+
+
+def base_fingerprint(model: str) -> str | None:
+    """A hash of the headers of a model's files; None where they are no safetensors."""
+    try:
+        return open_checkpoint(model).fingerprint()
+    except ValueError:
+        return None
 
 
 def check_finished(run: Path) -> None:

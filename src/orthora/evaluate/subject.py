@@ -12,7 +12,6 @@ from orthora.evaluate.contamination import run_of
 from orthora.trained import MARKER, check_finished, checkpoint_model, config_of
 
 _SETTINGS = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json")
-_GENERIC = ("model", "base", "merged", "final", "checkpoint")
 _BLOCK, _BLOCKS = 1 << 16, 64
 
 
@@ -103,19 +102,9 @@ def subject_of(config: EvalConfig) -> Subject:
 
 def _check_base(config: EvalConfig, adapter: str, recorded: str | None, base: str) -> None:
     """The base is the one that the adapter was trained on, as far as names tell."""
-    if not recorded or config.any_base or _name(recorded) == _name(base):
+    if not recorded or config.any_base or models.short_name(recorded) == models.short_name(base):
         return
     raise ValueError(
         f"adapter {adapter!r} was trained on {recorded!r}, and model is {base!r}; give the base it "
         "was trained on, or any_base = true if that is the same under another name"
     )
-
-
-def _name(model: str) -> str:
-    """The last part of a model's name or path; of a hub cache's folder, the model's own."""
-    path = Path(models.resolve(model))
-    cached = [part for part in path.parts if part.startswith("models--")]
-    name = cached[-1].rsplit("--", 1)[-1] if cached else path.name
-    if name.lower() in _GENERIC:  # what every run calls it
-        name = f"{path.absolute().parent.name}/{name}"
-    return name.lower()

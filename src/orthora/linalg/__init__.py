@@ -3,6 +3,7 @@
 from orthora.linalg.bases import dct_rows as dct_rows
 from orthora.linalg.bases import haar_rows as haar_rows
 from orthora.linalg.masks import magnitude_threshold as magnitude_threshold
+from orthora.linalg.masks import product_rows as product_rows
 from orthora.linalg.masks import reconstruction as reconstruction
 from orthora.linalg.masks import smallest_mask as smallest_mask
 from orthora.linalg.masks import smallest_of as smallest_of

@@ -33,7 +33,11 @@ def rows_of(W: Float[Tensor, "m n"]) -> Blocks:
 
 def reconstruction(subspace: Subspace) -> Blocks:
     """``U diag(S) V'`` as row blocks, computed anew whenever they are read."""
-    left, right = subspace.U * subspace.S, subspace.V.mT
+    return product_rows(subspace.U * subspace.S, subspace.V.mT)
+
+
+def product_rows(left: Float[Tensor, "m r"], right: Float[Tensor, "r n"]) -> Blocks:
+    """``left right`` as row blocks, computed anew whenever they are read."""
 
     def blocks() -> Iterator[Tensor]:
         for part in left.split(_rows(right.shape[1])):

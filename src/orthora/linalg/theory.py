@@ -154,8 +154,13 @@ def _spectral(A: Tensor) -> float:
 
 
 def categorical_kl(new: Float[Tensor, "N V"], old: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """KL(new || old) in nats of N distributions over V outcomes, from log-probabilities."""
-    return (new.exp() * (new - old)).sum(-1)
+    """KL(new || old) in nats of N distributions over V outcomes, from log-probabilities.
+
+    ``sum q (d e^d - (e^d - 1))`` with q = old and d = new - old: every term is at least 0, and good
+    to rounding times d, where ``sum p d`` is good to rounding alone, which hides small steps.
+    """
+    d = new - old
+    return (new.exp() * d - old.exp() * torch.expm1(d.clamp(max=700.0))).sum(-1)
 
 
 def fisher(slopes: Float[Tensor, "L N V"], logps: Float[Tensor, "N V"]) -> Float[Tensor, "L L"]:

@@ -38,6 +38,7 @@ from orthora.train.sharding import gathered
 from orthora.train.trainer import Metrics, RLVRTrainer
 from orthora.train.watchdog import RollBack, Watchdog, cut_metrics, last_good
 from orthora.train.world import World, join
+from orthora.trained import base_fingerprint
 
 
 def train(
@@ -179,7 +180,9 @@ def _open_folder(config: TrainConfig, parts: Parts, out: Path, resume: bool) -> 
     for rest in ("adapter", "model"):  # of a run that was killed after its last step
         shutil.rmtree(out / rest, ignore_errors=True)
     (out / "result.json").unlink(missing_ok=True)
-    store.write_json(out / "environment.json", store.environment(torch.get_num_threads()))
+    story = {"base_fingerprint": base_fingerprint(config.model)}
+    story |= store.environment(torch.get_num_threads())
+    store.write_json(out / "environment.json", story)
     store.write_atomic(out / "config.toml", to_toml(config))
     if checkpoint is None:
         store.write_json(out / "problems.json", problems_record(config, parts))

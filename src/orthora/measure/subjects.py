@@ -1,0 +1,186 @@
+"""What is measured: the moments of runs, adapters, and fully fine-tuned models."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from orthora.checkpoint import json_object
+from orthora.config import TrainConfig
+from orthora.methods import compose
+from orthora.trained import MARKER, TENSORS, check_finished, checkpoints_of, config_of
+
+Kind = Literal["start", "adapter", "exact", "model"]
+_STEP = re.compile(r"(?:checkpoint|global_step|step)[-_]?(\d+)")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One state of the weights.
+
+    Attributes:
+        step: training steps done; -1 where the folder does not say.
+        kind: ``"start"`` of a run, a PEFT ``"adapter"``, ``"exact"`` weights of a run's checkpoint,
+            or a whole ``"model"``.
+        folder: where it lies.
+    """
+
+    step: int
+    kind: Kind
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One run or adapter, and its moments by step.
+
+    Attributes:
+        name: in the table.
+        folder: where it lies.
+        method: that trained it, empty where unknown.
+        moments: in order.
+        config: of a run; None for adapters and models from elsewhere.
+        base: name of the model that it was trained on, where it says.
+        fingerprint: of that model's files, where it says.
+    """
+
+    name: str
+    folder: Path
+    method: str
+    moments: tuple[Moment, ...]
+    config: TrainConfig | None
+    base: str | None
+    fingerprint: str | None
+
+
+def find(paths: Sequence[str | Path], *, last: bool = False) -> list[Subject]:
+    """The subjects behind the paths: runs, folders of runs, adapters, whole models.
+
+    Checkpoints of one run (``.../global_step_50``), one by one or as their folder, become one
+    subject.
+
+    Args:
+        paths: of folders.
+        last: leave out all moments but each subject's last.
+
+    Returns:
+        In the order given, each with a name of its own.
+
+    Raises:
+        ValueError: naming a path that is none of these, or a run without anything to measure.
+    """
+    if not paths:
+        raise ValueError("nothing to measure; give run folders, adapters or models")
+    found: list[Subject] = []
+    for path in dict.fromkeys(map(Path, paths)):
+        runs = [_run(folder) for folder in _runs(path)]
+        found += runs or [_folder(folder) for folder in _steps_in(path) or [path]]
+    joined = _joined(found)
+    if last:
+        joined = [replace(subject, moments=subject.moments[-1:]) for subject in joined]
+    return _named(joined)
+
+
+def _runs(path: Path) -> list[Path]:
+    """The run folders that a path means: itself, or its direct subfolders."""
+    if (path / "config.toml").is_file():
+        return [path]
+    return sorted(config.parent for config in path.glob("*/config.toml"))
+
+
+def _steps_in(path: Path) -> list[Path]:
+    """The checkpoints that a folder of checkpoints holds."""
+    if (path / "adapter_config.json").is_file() or (path / "config.json").is_file():
+        return []
+    return [p for p in sorted(path.glob("*")) if p.is_dir() and _STEP.fullmatch(p.name)]
+
+
+def _run(folder: Path) -> Subject:
+    config = config_of(folder)
+    dense = compose(config.method).export == "merged"
+    moments = [Moment(0, "start", folder)]
+    for step, checkpoint in checkpoints_of(folder):
+        moments.append(Moment(step, "exact" if dense else "adapter", checkpoint))
+    end = folder / ("model" if dense else "adapter")
+    steps = _steps(folder)
+    if (end / ("config.json" if dense else "adapter_config.json")).is_file():
+        if not dense:
+            check_finished(folder)
+        if moments[-1].step < steps or len(moments) == 1:
+            moments.append(Moment(steps, "model" if dense else "adapter", end))
+    if len(moments) == 1 and steps != 0:
+        raise ValueError(
+            f"{folder} has no checkpoint and no {end.name}, so there is nothing to measure; let "
+            "the run go on (orthora train --resume), with save_every above 0"
+        )
+    path = folder / "environment.json"
+    print_ = json_object(path).get("base_fingerprint") if path.is_file() else None
+    return Subject(
+        folder.resolve().name, folder, config.method, tuple(moments), config, config.model, print_
+    )
+
+
+def _steps(run: Path) -> int:
+    """Steps that a run has done; those of its config where it does not say."""
+    path = run / "result.json"
+    known = json_object(path).get("steps") if path.is_file() else None
+    return known if isinstance(known, int) else config_of(run).steps
+
+
+def _folder(path: Path) -> Subject:
+    """An adapter, a run's checkpoint, or a whole model."""
+    if not path.is_dir():
+        raise ValueError(f"no folder {path}; give runs, adapters or models")
+    name = path.resolve().name
+    match = _STEP.fullmatch(name)
+    step = int(match[1]) if match else -1
+    if match:
+        name = path.resolve().parent.name
+        name = path.resolve().parent.parent.name if name == "checkpoints" else name
+    if (path / "adapter_config.json").is_file():
+        base = json_object(path / "adapter_config.json").get("base_model_name_or_path")
+        record = path / "orthora.json"
+        story = json_object(record) if record.is_file() else {}
+        method, print_ = str(story.get("method", "")), story.get("checkpoint")
+        moment = Moment(step, "adapter", path)
+        return Subject(name, path, method, (moment,), None, base, print_)
+    if (path / MARKER).is_file() and (path / TENSORS).is_file():
+        return Subject(name, path, "", (Moment(step, "exact", path),), None, None, None)
+    if (path / "config.json").is_file():
+        return Subject(name, path, "full", (Moment(step, "model", path),), None, None, None)
+    raise ValueError(
+        f"{path} is no run (config.toml), no adapter (adapter_config.json), no model "
+        "(config.json), and holds no runs and no checkpoints; check the path"
+    )
+
+
+def _joined(found: Sequence[Subject]) -> list[Subject]:
+    """Checkpoints of one run, given one by one, as one subject; all else as it is."""
+    groups: dict[Path, list[Subject]] = {}
+    for subject in found:
+        alone = subject.config is not None or subject.moments[-1].step < 0
+        key = subject.folder.resolve()
+        groups.setdefault(key if alone else key.parent, []).append(subject)
+    joined = []
+    for group in groups.values():
+        moments = sorted((m for s in group for m in s.moments), key=lambda moment: moment.step)
+        joined.append(replace(group[-1], moments=tuple(moments)))
+    return joined
+
+
+def _named(subjects: Sequence[Subject]) -> list[Subject]:
+    """Names of their own: with the parent folder's where two are equal, then with a number."""
+    counts = Counter(subject.name for subject in subjects)
+    longer = [
+        replace(s, name=f"{s.folder.resolve().parent.name}/{s.name}") if counts[s.name] > 1 else s
+        for s in subjects
+    ]
+    seen: Counter[str] = Counter()
+    named = []
+    for subject in longer:
+        seen[subject.name] += 1
+        again = seen[subject.name]
+        named.append(replace(subject, name=f"{subject.name}#{again}") if again > 1 else subject)
+    return named
