@@ -8,7 +8,7 @@ import torch
 from orthora.linalg import whole
 from orthora.linalg.geometry import energy_shares, principal_angles, spectral_shift
 from orthora.linalg.updates import Dense, LowRank
-from orthora.linalg.whole import decompose, leading, moved
+from orthora.linalg.whole import Change, decompose, leading
 
 SHAPES = [(40, 30), (30, 40), (33, 33)]
 Q = 6
@@ -24,11 +24,16 @@ def svd(W):
     return U, S, Vh.mT
 
 
-@pytest.fixture(params=[512, 0], ids=["svd", "gram"])
+@pytest.fixture(params=["svd", "gram", "bounds"])
 def path(request, monkeypatch):
-    """Both ways to decompose, whatever the size."""
-    monkeypatch.setattr(whole, "_EXACT_SIDE", request.param)
+    """The ways to decompose, whatever the size: by SVD, by Gram matrix, and that with bounds."""
+    monkeypatch.setattr(whole, "_SVD_SIDE", 512 if request.param == "svd" else 0)
+    monkeypatch.setattr(whole, "_VALUES_SIDE", 0 if request.param == "bounds" else 512)
     return request.param
+
+
+def moved(found, update, q, **options):
+    return Change(found, update).moved(q, **options)
 
 
 def low_rank(shape, size, seed=1, rank=3):
@@ -57,7 +62,7 @@ def test_along_every_pair(path, shape, kind):
     D = update.X @ update.Y
     U, _, V = svd(W)
     expected = (U.mT @ D @ V).diagonal()
-    found = decompose(W).along(update if kind == "product" else Dense(D))
+    found = Change(decompose(W), update if kind == "product" else Dense(D)).along()
     torch.testing.assert_close(found.abs(), expected.abs(), rtol=1e-6, atol=1e-9)
     assert float(energy_shares(found).sum()) == pytest.approx(1.0)
 
@@ -69,7 +74,7 @@ def test_mass_made_in_one_pair_is_found_there_and_moves_its_value(path, shape, i
     U, S, V = svd(W)
     update = LowRank(1e-3 * U[:, i : i + 1], V[:, i : i + 1].mT)
     found = decompose(W)
-    assert float(energy_shares(found.along(update))[i]) == pytest.approx(1.0, abs=1e-9)
+    assert float(energy_shares(Change(found, update).along())[i]) == pytest.approx(1.0, abs=1e-9)
     after = moved(found, update, min(i + 1, len(S)), exact=True)
     assert float(after.values[i] - S[i]) == pytest.approx(1e-3, rel=1e-6)
     assert after.shift == pytest.approx(1e-3 / float(S.norm()), rel=1e-6)
@@ -92,8 +97,9 @@ def test_moved_equals_the_dense_reference(path, shape, size, kind):
     torch.testing.assert_close(found.left, expected, rtol=1e-6, atol=1e-11)
     shift = spectral_shift(S, T)
     assert found.shift_low * (1 - 1e-6) <= shift <= found.shift_high * (1 + 1e-9)
-    if path or kind == "matrix":
+    if path != "bounds" or kind == "matrix":
         assert found.shift == pytest.approx(shift, rel=1e-6)
+        assert found.shift_low == found.shift
     else:
         assert found.shift is None
         assert found.shift_low > 0
@@ -117,7 +123,7 @@ def test_nothing_moves_at_step_zero(path):
         assert float(found.left.max()) <= 1e-9
         assert float(found.right.max()) <= 1e-12
         assert (found.shift_low, found.shift_high) == (0, 0)
-        assert not decompose(W).along(update).any()
+        assert not Change(decompose(W), update).along().any()
 
 
 def test_rotations_change_no_value_and_no_angle(path):
@@ -139,7 +145,7 @@ def test_directions_without_a_singular_value_carry_no_energy(path):
     found = decompose(W)
     assert found.rank == 28
     assert found.right(found.bottom(2)).shape == (30, 2)
-    c = found.along(low_rank((40, 30), 0.1))
+    c = Change(found, low_rank((40, 30), 0.1)).along()
     assert c[:28].all()
     assert not c[28:].any()
 
@@ -177,6 +183,24 @@ def test_a_large_weight_goes_the_gram_way_and_agrees():
     torch.testing.assert_close(after.left, principal_angles(U[:, :Q], P[:, :Q]), rtol=1e-6, atol=0)
     assert after.shift_low <= spectral_shift(S, T) <= after.shift_high
     assert not math.isclose(after.shift_low, 0.0)
+
+
+@pytest.mark.parametrize("shape", [(1400, 600), (600, 1400)])
+def test_tall_float32_weights_keep_their_smallest_values(shape):
+    """Gram matrices from float32 products in short sums; spikes of 60 times the bulk's edge."""
+    W = 0.02 * gaussian(*shape)
+    left, right = gaussian(shape[0], 20, seed=1), gaussian(20, shape[1], seed=2)
+    W = (W + 3e-3 * left * torch.arange(20, 0, -1) @ right).float()
+    S = svd(W)[1]
+    assert float(S[0] / S[-1]) > 100
+    torch.testing.assert_close(decompose(W).S, S, rtol=4e-5, atol=0)
+    update = low_rank(shape, 1e-3)
+    torch.testing.assert_close(
+        moved(decompose(W), update, Q).values,
+        svd(W.double() + update.X @ update.Y)[1][:Q],
+        rtol=1e-7,
+        atol=0,
+    )
 
 
 def test_bad_questions_are_refused():

@@ -107,7 +107,9 @@ class Dense:
         """
         if min(self.shape) <= _SIDE:
             return torch.linalg.svdvals(double(tall(self.D)))
-        squares = torch.linalg.eigvalsh(gram(double(tall(self.D)), bf16=False))
+        squares = torch.linalg.eigvalsh(
+            gram(tall(self.D.detach()), bf16=False, dtype=torch.float64)
+        )
         return squares.clamp_min(0.0).sqrt().flip(0)
 
     def norm(self) -> float:
@@ -124,13 +126,13 @@ class Dense:
 
     def inputs(self, rank: int) -> Float[Tensor, "n q"]:
         """The top right singular vectors, at most ``rank`` and as many as are not zero."""
-        A = double(tall(self.D))
-        values, vectors = torch.linalg.eigh(gram(A, bf16=False))
+        A = tall(self.D.detach())
+        values, vectors = torch.linalg.eigh(gram(A, bf16=False, dtype=torch.float64))
         count = _count(values.clamp_min(0.0).sqrt().flip(0), rank)
         short = vectors.flip(1)[:, :count]
         if self.shape[0] >= self.shape[1]:
             return short
-        return torch.linalg.qr(A @ short)[0]
+        return torch.linalg.qr(double(A) @ short)[0]
 
     def rows(self, start: int, stop: int) -> Float[Tensor, "b n"]:
         """Rows of dW in float32."""
@@ -140,9 +142,9 @@ class Dense:
 Update = LowRank | Dense
 
 
-def blocks(m: int, n: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of an (m, n) matrix, from the top, a million entries each."""
-    step = max(1, _BLOCK // n)
+def blocks(m: int, n: int, entries: int = _BLOCK) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of an (m, n) matrix, from the top, of about so many entries each."""
+    step = max(1, entries // n)
     for start in range(0, m, step):
         yield start, min(start + step, m)
 

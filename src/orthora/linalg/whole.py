@@ -1,27 +1,35 @@
 """The whole spectrum of a weight, and what an update does to it.
 
-To a short side of 512 everything is LAPACK's SVD in float64. Above, the Gram matrix of the short
-side is decomposed in float64, once per weight; what a low-rank update does to the leading singular
-values and subspaces is then found in that eigenbasis, where the updated Gram matrix is a diagonal
-plus a matrix of rank 2k, to about twelve digits and without a second decomposition. All singular
-values after the update would need one, so their shift is bounded instead.
+To a short side of 128 everything is LAPACK's SVD in float64. Above, the Gram matrix of the short
+side is decomposed in float64, once per weight. Singular values are then right to 1e-8 of the
+largest; those of weights that are twice as long as wide and above 512 to a few 1e-5 of themselves.
+
+In that eigenbasis the Gram matrix after a low-rank update is a diagonal plus a matrix of rank 2k.
+What the update does to the leading singular values and subspaces is found there, to about twelve
+digits and without a second decomposition. All singular values after the update are the eigenvalues
+of that matrix: to a short side of 512 they are computed, above only where asked for, and their
+shift is bounded instead.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from orthora.linalg.geometry import principal_angles, spectral_shift
-from orthora.linalg.gram import gram, tall
+from orthora.linalg.gram import gram, summed_gram, tall
 from orthora.linalg.subspace import check_weight
 from orthora.linalg.updates import Dense, LowRank, Update, blocks, double
 
-_EXACT_SIDE = 512
+_SVD_SIDE = 128
+_VALUES_SIDE = 512  # short side to which all singular values after an update are found
 _GUARDS = 16  # further Ritz pairs that are carried along
 _SWEEPS = 12  # of corrections, before the whole matrix is decomposed
 _DONE = 1e-13  # residual, relative to the largest eigenvalue
+_CACHED = 1 << 17  # entries of a block that is converted to float64
 _FLOOR = 64.0  # units of rounding of the largest eigenvalue: a smaller one is noise
 
 
@@ -58,11 +66,11 @@ class Whole:
 
     def right(self, columns: slice) -> Float[Tensor, "n q"]:
         """Right singular vectors."""
-        return self._long(columns) if self.wide else self.short[:, columns]
+        return self.long_side(columns) if self.wide else self.short[:, columns]
 
     def left(self, columns: slice) -> Float[Tensor, "m q"]:
         """Left singular vectors."""
-        return self.short[:, columns] if self.wide else self._long(columns)
+        return self.short[:, columns] if self.wide else self.long_side(columns)
 
     def top(self, q: int) -> slice:
         """The columns of the q largest singular values."""
@@ -72,30 +80,12 @@ class Whole:
         """The columns of the q smallest positive singular values."""
         return slice(self.rank - q, self.rank)
 
-    def _long(self, columns: slice) -> Tensor:
+    def long_side(self, columns: slice) -> Float[Tensor, "p q"]:
+        """Singular vectors of the long side."""
         if self.long is not None:
             return self.long[:, columns]
         images = product(self.A, self.short[:, columns])
         return torch.linalg.qr(images)[0] * _signs(images)
-
-    def along(self, update: Update) -> Float[Tensor, " k"]:
-        """``u_i' dW v_i`` for all singular pairs; 0 where the singular value is rounding.
-
-        To first order this is the change of the i-th singular value.
-        """
-        turned = update.mT if self.wide else update
-        if self.long is not None:
-            found = turned.along(self.long, self.short)
-        elif isinstance(turned, LowRank):
-            found = (
-                (self.short.mT @ transposed_product(self.A, turned.X))
-                * (double(turned.Y) @ self.short).mT
-            ).sum(1) / self.S.clamp_min(1e-300)
-        else:
-            images = transposed_product(self.A, turned.D) @ self.short
-            found = (self.short * images).sum(0) / self.S.clamp_min(1e-300)
-        found[self.rank :] = 0.0
-        return found
 
 
 def decompose(W: Float[Tensor, "m n"]) -> Whole:
@@ -109,10 +99,15 @@ def decompose(W: Float[Tensor, "m n"]) -> Whole:
     """
     check_weight(W)
     A, wide = tall(W.detach()), W.shape[0] < W.shape[1]
-    if A.shape[1] <= _EXACT_SIDE:
+    if A.shape[1] <= _SVD_SIDE:
         long, S, short = torch.linalg.svd(double(A), full_matrices=False)
         return Whole(A, wide, S, short.mT, long)
-    values, vectors = torch.linalg.eigh(gram(double(A), bf16=False))
+    p, k = A.shape
+    if k > _VALUES_SIDE and p >= 2 * k and A.dtype != torch.float64:
+        G = summed_gram(A.float())
+    else:
+        G = gram(A, bf16=False, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(G)
     return Whole(A, wide, values.clamp_min(0.0).sqrt().flip(0), vectors.flip(1), None)
 
 
@@ -137,67 +132,131 @@ class Moved:
     shift_high: float
 
 
-def moved(whole: Whole, update: Update, q: int, *, exact: bool = False) -> Moved:
-    """The leading q singular values and subspaces of W + dW, beside those of W.
+class _Coordinates(NamedTuple):
+    """A low-rank update of A, ``X Y``, in the singular basis of A = U S V'.
 
-    Args:
-        whole: of W.
-        update: dW.
-        q: 1 to k.
-        exact: find all singular values of W + dW, at the cost of a decomposition. Always so to a
-            short side of 512, and for dense updates.
+    ``(A + X Y)'(A + X Y)`` is there ``diag(S^2) + P R' + R P' + R K R'``.
 
-    Raises:
-        ValueError: if q is out of range, or W + dW is not finite.
+    Attributes:
+        P: (k, r) ``V' A' X``, that is ``S U' X``.
+        R: (k, r) ``(Y V)'``.
+        K: (r, r) ``X' X``.
     """
-    if not 1 <= q <= len(whole.S):
-        raise ValueError(f"{q} singular pairs asked for; the weight has {len(whole.S)}")
-    turned = update.mT if whole.wide else update
-    if isinstance(turned, LowRank) and whole.long is None and not exact:
-        values, short, long, trace = _in_eigenbasis(whole, turned, q)
-        after = None
-    else:
-        other = decompose(_sum(whole.A, turned))
-        values, after, trace = other.S[:q], other.S, None
-        short, long = (
-            principal_angles(whole.short[:, :q], other.short[:, :q]),
-            principal_angles(whole._long(slice(q)), other._long(slice(q))),
-        )
-    shift = None if after is None else spectral_shift(whole.S, after)
-    left, right = (short, long) if whole.wide else (long, short)
-    high = update.norm() / whole.norm
-    low = _lower(whole, values, trace) if shift is None else shift
-    return Moved(values, left, right, shift, min(low, high), high)
+
+    P: Tensor
+    R: Tensor
+    K: Tensor
 
 
-def _lower(whole: Whole, values: Tensor, trace: float | None) -> float:
+class Change:
+    """An update of a weight, seen from the weight's spectrum."""
+
+    def __init__(self, whole: Whole, update: Update) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            whole: of W.
+            update: dW.
+        """
+        self._whole = whole
+        self._update = update
+        self._turned = update.mT if whole.wide else update
+
+    @cached_property
+    def _coordinates(self) -> _Coordinates | None:
+        """None where the SVD or a dense update asks for other ways."""
+        whole, turned = self._whole, self._turned
+        if whole.long is not None or not isinstance(turned, LowRank):
+            return None
+        X = double(turned.X)
+        P = whole.short.mT @ transposed_product(whole.A, X)
+        return _Coordinates(P, (double(turned.Y) @ whole.short).mT, X.mT @ X)
+
+    def along(self) -> Float[Tensor, " k"]:
+        """``u_i' dW v_i`` for all singular pairs; 0 where the singular value is rounding.
+
+        To first order this is the change of the i-th singular value.
+        """
+        whole, turned = self._whole, self._turned
+        if self._coordinates is not None:
+            P, R, _ = self._coordinates
+            found = (P * R).sum(1) / whole.S.clamp_min(1e-300)
+        elif whole.long is not None:
+            found = turned.along(whole.long, whole.short)
+        else:
+            assert isinstance(turned, Dense), "low rank has coordinates"
+            images = transposed_product(whole.A, turned.D) @ whole.short
+            found = (whole.short * images).sum(0) / whole.S.clamp_min(1e-300)
+        found[whole.rank :] = 0.0
+        return found
+
+    def moved(self, q: int, *, exact: bool = False) -> Moved:
+        """The leading q singular values and subspaces of W + dW, beside those of W.
+
+        Args:
+            q: 1 to k.
+            exact: find all singular values of W + dW, at the cost of a k x k eigenvalue problem.
+                Always so to a short side of 512, and for dense updates.
+
+        Raises:
+            ValueError: if q is out of range, or W + dW is not finite.
+        """
+        whole = self._whole
+        if not 1 <= q <= len(whole.S):
+            raise ValueError(f"{q} singular pairs asked for; the weight has {len(whole.S)}")
+        high = self._update.norm() / whole.norm
+        if self._coordinates is not None:
+            values, short, long, trace = _in_basis(whole, self._coordinates, q)
+            shift, low = None, min(_lower(whole, values, trace), high)
+            if exact or len(whole.S) <= _VALUES_SIDE:
+                shift = low = spectral_shift(whole.S, _all_values(whole, self._coordinates))
+        else:
+            other = decompose(_sum(whole.A, self._turned))
+            values = other.S[:q]
+            short = principal_angles(whole.short[:, :q], other.short[:, :q])
+            long = principal_angles(whole.long_side(slice(q)), other.long_side(slice(q)))
+            shift = low = spectral_shift(whole.S, other.S)
+        left, right = (short, long) if whole.wide else (long, short)
+        return Moved(values, left, right, shift, low, high)
+
+
+def _in_basis(whole: Whole, seen: _Coordinates, q: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Leading values, angles of the short and the long side, growth of the sum of squares.
+
+    The leading long vectors ``U S C + X R' C`` are taken apart into the span of U and the rest of
+    X, whose Gram matrix is ``K - (U'X)'(U'X)``; so no vector of the long side is formed.
+    """
+    P, R, K = seen
+    k = len(whole.S)
+    theta, C = leading(whole.S**2, P, R, K, q)
+    short = principal_angles(torch.eye(k, q, dtype=torch.float64), C)
+    inside = torch.zeros_like(P)
+    inside[: whole.rank] = P[: whole.rank] / whole.S[: whole.rank, None]
+    G = R.mT @ C
+    squares, axes = torch.linalg.eigh(K - inside.mT @ inside)
+    outside = squares.clamp_min(0.0).sqrt()[:, None] * (axes.mT @ G)
+    images = torch.cat([whole.S[:, None] * C + inside @ G, outside])
+    before = torch.eye(len(images), q, dtype=torch.float64)
+    long = principal_angles(before, torch.linalg.qr(images)[0])
+    trace = float(2 * (P * R).sum() + ((R @ K) * R).sum())
+    return theta.clamp_min(0.0).sqrt(), short, long, trace
+
+
+def _all_values(whole: Whole, seen: _Coordinates) -> Tensor:
+    """Every singular value after the update, descending."""
+    half = seen.R @ (seen.P + seen.R @ seen.K / 2).mT
+    squares = torch.linalg.eigvalsh(torch.diag(whole.S**2) + half + half.mT)
+    return squares.clamp_min(0.0).sqrt().flip(0)
+
+
+def _lower(whole: Whole, values: Tensor, trace: float) -> float:
     """Lower bound: the leading shifts, and the rest's by the triangle inequality of its norm."""
-    assert trace is not None, "of the eigenbasis"
     q = len(values)
     before = float((whole.S[q:] ** 2).sum())
     after = max(before + trace - float((values**2 - whole.S[:q] ** 2).sum()), 0.0)
-    leading = float(((values - whole.S[:q]) ** 2).sum())
+    shifted = float(((values - whole.S[:q]) ** 2).sum())
     rest = (after - before) / (after**0.5 + before**0.5) if after + before else 0.0
-    return (leading + rest**2) ** 0.5 / whole.norm
-
-
-def _in_eigenbasis(whole: Whole, update: LowRank, q: int) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Leading values, angles of both sides, and the growth of the sum of squares.
-
-    ``(A + X Y)'(A + X Y)`` in the basis of the short singular vectors is
-    ``diag(S^2) + P R' + R P' + R K R'`` with P = short' A' X, R = (Y short)', K = X' X.
-    """
-    X = double(update.X)
-    P = whole.short.mT @ transposed_product(whole.A, X)
-    R, K = (double(update.Y) @ whole.short).mT, X.mT @ X
-    theta, C = leading(whole.S**2, P, R, K, q)
-    trace = float(2 * (P * R).sum() + ((R @ K) * R).sum())
-    cosines_first = torch.eye(len(whole.S), q, dtype=torch.float64)
-    short = principal_angles(cosines_first, C)
-    before = whole._long(slice(q))
-    images = product(whole.A, whole.short @ C) + X @ (R.mT @ C)
-    long = principal_angles(before, torch.linalg.qr(images)[0])
-    return theta.clamp_min(0.0).sqrt(), short, long, trace
+    return (shifted + rest**2) ** 0.5 / whole.norm
 
 
 def leading(
@@ -249,16 +308,16 @@ def leading(
 
 
 def product(A: Float[Tensor, "p k"], B: Float[Tensor, "k q"]) -> Float[Tensor, "p q"]:
-    """``A B`` in float64, A converted by blocks of rows."""
-    return torch.cat([double(A[i:j]) @ B for i, j in blocks(*A.shape)])
+    """``A B`` in float64, A converted by blocks of rows that stay in cache."""
+    return torch.cat([double(A[i:j]) @ B for i, j in blocks(A.shape[0], A.shape[1], _CACHED)])
 
 
 def transposed_product(A: Float[Tensor, "p k"], B: Float[Tensor, "p q"]) -> Float[Tensor, "k q"]:
-    """``A' B`` in float64, both converted by blocks of rows."""
-    found = torch.zeros(A.shape[1], B.shape[1], dtype=torch.float64)
-    for i, j in blocks(*A.shape):
-        found.addmm_(double(A[i:j]).mT, double(B[i:j]))
-    return found
+    """``A' B`` in float64, both converted by blocks of rows that stay in cache."""
+    found = torch.zeros(B.shape[1], A.shape[1], dtype=torch.float64)  # the faster way round
+    for i, j in blocks(A.shape[0], A.shape[1], _CACHED):
+        found.addmm_(double(B[i:j]).mT, double(A[i:j]))
+    return found.mT
 
 
 def _sum(A: Tensor, update: LowRank | Dense) -> Tensor:

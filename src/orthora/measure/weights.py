@@ -22,7 +22,7 @@ from orthora.linalg.geometry import (
     stable_rank,
 )
 from orthora.linalg.updates import Update
-from orthora.linalg.whole import Whole, decompose, moved
+from orthora.linalg.whole import Change, Whole, decompose
 
 _GRID = 64  # points of the cumulative energy
 _UPDATE_VALUES = 64  # singular values of dW that are kept
@@ -67,17 +67,25 @@ class Weight:
         Raises:
             ValueError: if it is not finite.
         """
-        self.W = W
+        self.W, self.rounded = W, W.to(torch.bfloat16)
         self.options = options
         self.whole: Whole = decompose(W)
         self.head = min(options.head, self.whole.rank)
-        self.top = self.whole.right(self.whole.top(self.head))
-        self.bottom = self.whole.right(self.whole.bottom(self.head))
-        self._sides: dict[int, tuple[Tensor, Tensor]] = {}
+        self._ends: tuple[Tensor, Tensor] | None = None
+        self.top, self.bottom = self.ends(self.head)
         left = self.whole.left(self.whole.top(self.head)) * self.whole.S[: self.head]
         princ = product_rows(left.float(), self.top.mT.float())
         self.princ = ~smallest_of(princ, W.numel(), 1 - options.mask_share)
         self.low = smallest_mask(W, options.mask_share)
+
+    def ends(self, q: int) -> tuple[Tensor, Tensor]:
+        """(n, q) leading and last right singular vectors of W."""
+        if self._ends is None or self._ends[0].shape[1] < q:
+            most = min(max(q, 2 * self.options.head), self.whole.rank)
+            columns = self.whole.top(most), self.whole.bottom(most)
+            self._ends = self.whole.right(columns[0]), self.whole.right(columns[1])
+        top, bottom = self._ends
+        return top[:, :q], bottom[:, bottom.shape[1] - q :]
 
     def base(self) -> Iterator[Value]:
         """Numbers of the base weight itself."""
@@ -95,8 +103,9 @@ class Weight:
         """
         update = state.update
         yield from self._sizes(update)
-        yield from self._places(update)
-        yield from self._after(update)
+        change = Change(self.whole, update)
+        yield from self._places(update, change.along())
+        yield from self._after(change)
         yield from self._entries(update)
         if state.rows is not None:
             yield from self._rows(state.rows)
@@ -118,9 +127,9 @@ class Weight:
         yield _one("effective_rank", effective_rank(values))
         yield from _series("update_sigma", values[:_UPDATE_VALUES])
 
-    def _places(self, update: Update) -> Iterator[Value]:
+    def _places(self, update: Update, along: Tensor) -> Iterator[Value]:
         """Where the update lies in the spectrum of W."""
-        shares = energy_shares(self.whole.along(update))
+        shares = energy_shares(along)
         k = len(shares)
         yield from _series("energy", shares[: self.head])
         yield from _series("energy", shares[k - self.head :], first=k - self.head + 1)
@@ -135,9 +144,9 @@ class Weight:
         yield _one("tail_energy", float(input_energy(update, self.bottom).sum()))
         yield _one("chance_energy", self.head / self.W.shape[1])
 
-    def _after(self, update: Update) -> Iterator[Value]:
+    def _after(self, change: Change) -> Iterator[Value]:
         """The leading values and subspaces of W + dW."""
-        after = moved(self.whole, update, self.head, exact=self.options.exact)
+        after = change.moved(self.head, exact=self.options.exact)
         before = self.whole.S[: self.head]
         yield from _series("sigma_shift", (after.values - before) / before)
         for side, angles in (("left", after.left), ("right", after.right)):
@@ -150,7 +159,7 @@ class Weight:
 
     def _entries(self, update: Update) -> Iterator[Value]:
         """Entries that a merge into bfloat16 would change, and where they are."""
-        met = overlaps(changed_entries(self.W, update), self.princ, self.low)
+        met = overlaps(changed_entries(self.W, update, self.rounded), self.princ, self.low)
         yield _one("changed", met[0].changed)
         for name, one in zip(("princ", "low"), met, strict=True):
             if one.overlap is not None and one.lift is not None:
@@ -160,11 +169,7 @@ class Weight:
     def _rows(self, rows: Rows) -> Iterator[Value]:
         """What A reads, and how it started."""
         r = min(len(rows.A), self.whole.rank)
-        if r not in self._sides:
-            columns = self.whole.top(r), self.whole.bottom(r)
-            top, bottom = (self.whole.right(c) for c in columns)
-            self._sides[r] = top, bottom
-        for name, V in zip(("top", "bottom"), self._sides[r], strict=True):
+        for name, V in zip(("top", "bottom"), self.ends(r), strict=True):
             yield _one(f"row_alignment_{name}", row_alignment(rows.A, V))
         if rows.A0 is not None:
             yield _one("row_space_kept", _kept(rows.A, rows.A0))
