@@ -216,6 +216,8 @@ class _Factored(Saved):
                     f"{self._tensors.tensors[key].shape}, and the base needs {shape}; give the "
                     "base it was trained on"
                 )
+        for key in needed:  # before hours of work
+            self.finite(self._tensors.read(key), key)
 
     def _factor(self, tensors: Checkpoint, slot: Slot, name: str) -> Tensor:
         """One factor of a weight, of an expert's if it is one."""
@@ -225,7 +227,7 @@ class _Factored(Saved):
             r = value.shape[0 if name.endswith("A") else 1] // slot.experts
             rows = slice(slot.expert * r, (slot.expert + 1) * r)
             value = value[rows] if name.endswith("A") else value[:, slot.expert :: slot.experts]
-        return self.finite(value, key)
+        return value
 
     def update(self, name: str, W: Tensor) -> Update:
         slot = self.sources[name].slot

@@ -66,7 +66,7 @@ class Parts:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if not self.done:
+        if not self.done or isinstance(error, ValueError):  # once mended, this is another plan
             shutil.rmtree(self._folder, ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
