@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +11,7 @@ from orthora.table import (
     COLUMNS,
     QUANTITIES,
     Row,
+    columns_markdown,
     frame,
     quantities_markdown,
     read_table,
@@ -71,5 +73,18 @@ def test_what_is_no_table_is_refused(tmp_path, name, content, words):
     assert "\n" not in str(error.value)
 
 
-def test_the_documentation_lists_every_quantity():
-    assert all(f"| `{name}` |" in quantities_markdown() for name in QUANTITIES)
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "measure.md"
+
+
+@pytest.mark.parametrize(
+    ("part", "rendered"), [("columns", columns_markdown), ("quantities", quantities_markdown)]
+)
+def test_the_documentation_is_rendered_from_the_table(part, rendered):
+    """Regenerate with ``python -c "from orthora.table import *; print(quantities_markdown())"``."""
+    text = DOCS.read_text(encoding="utf-8")
+    shown = text.split(f"<!-- {part} -->\n", 1)[1].split(f"<!-- /{part} -->", 1)[0]
+    assert shown.strip() == rendered()
+
+
+def test_every_quantity_is_explained():
+    assert all(f"| `{name}` | " in quantities_markdown() for name in QUANTITIES)

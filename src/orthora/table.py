@@ -227,3 +227,10 @@ def quantities_markdown() -> str:
         meaning = q.meaning.replace("|", "\\|")
         lines.append(f"| `{name}` | {q.unit} | {meaning} | {q.at} | {q.source} |")
     return "\n".join(lines)
+
+
+def columns_markdown() -> str:
+    """The columns as a Markdown table, for the documentation."""
+    lines = ["| column | meaning |", "|---|---|"]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in COLUMNS.items()]
+    return "\n".join(lines)
