@@ -1,9 +1,11 @@
 """Updates read from folders, weight by weight, are those of the model that wrote them."""
 
 import json
+import warnings
 
 import pytest
 import torch
+from conftest import save_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -90,6 +92,51 @@ def test_factors_and_anchors(method, exact, tmp_path, layouts):
         anchor = [getattr(slot.layer, f"anchor_{x}")["default"].weight for x in "AB"]
         for found, expected in zip((rows.A0, rows.B0), anchor, strict=True):
             torch.testing.assert_close(found, expected.detach(), rtol=0, atol=0 if exact else 1e-6)
+
+
+KINDS = ["qwen2-tied", "gemma3", "gpt2", "phi3", "mistral", "qwen3_moe", "mixtral"]
+PAIRS = [
+    (kind, method)
+    for kind in KINDS
+    for method in ("rlpo", "pissa", "rlpo+dora", "miss")
+    if (kind, method) != ("gpt2", "miss")  # PEFT's MiSS knows no Conv1D
+]
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["adapter", "model"])
+@pytest.mark.parametrize(("kind", "method"), PAIRS)
+def test_other_architectures(kind, method, whole, tmp_path):
+    """Transposed, fused, tied and expert weights: the update is what merging adds."""
+    experts = kind in ("qwen3_moe", "mixtral")
+    attention = kind == "gemma3" or (experts and method != "rlpo")
+    save_model(kind, tmp_path / "base")
+    base = models.load_model(str(tmp_path / "base"), "float32", "cpu")
+    targets = ["q_proj", "v_proj"] if attention else "all-linear"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = adapters.adapt(base, method, rank=RANK, alpha=8, target_modules=targets)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
+        expected = merged_weights(model)
+        write = adapters.write_merged if whole else adapters.export_plain
+        write(model, tmp_path / "a")
+        layouts = Layouts(open_checkpoint(str(tmp_path / "base")))
+        saved = (open_model if whole else open_adapter)(tmp_path / "a", layouts)
+    names = {slot.name for slot in adapters.slots_of(model)}
+    assert set(saved.sources) >= names
+    for name in saved.sources:
+        source = saved.sources[name]
+        W = source.read(layouts.checkpoint).float()
+        slot = source.slot
+        after = expected[slot.key]
+        after = after[slot.expert] if slot.expert is not None else after
+        after = after.mT if slot.transposed else after
+        update = saved.update(name, W)
+        assert float((W + dense(update) - after).abs().max()) < 3e-6, name
+        assert bool(update.norm() > 1e-4) == (name in names)
 
 
 def test_any_lora_of_peft_is_read_with_its_own_ranks_and_scales(tmp_path, checkpoint, layouts):
