@@ -25,8 +25,8 @@ def test_help_lists_every_command(capsys):
 def test_the_command_line_is_frozen():
     """A new flag is a decision: it is a config field, and it is listed here."""
     assert sorted(COMMANDS) == [
-        "compare", "contamination", "demo", "eval", "export", "init", "methods", "probe", "report",
-        "rescore", "train",
+        "compare", "contamination", "demo", "eval", "export", "init", "measure", "methods", "probe",
+        "report", "rescore", "theory", "train",
     ]  # fmt: skip
     assert len(TrainConfig.model_fields) == 92
 

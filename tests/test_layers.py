@@ -32,7 +32,7 @@ ROWS = [  # from low to high; a unit imports from itself and from lower rows onl
     ["evaluations"],
     ["findings", "figures"],
     ["report"],
-    ["demo"],
+    ["demo", "flags"],
     ["cli"],
     ["__main__"],
 ]

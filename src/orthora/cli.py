@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from orthora.flags import config_of_flags, parse
 from orthora.quiet import quiet_libraries
 from orthora.signals import terminable
 
@@ -19,6 +20,7 @@ HELP = """orthora: low-rank adaptation for reinforcement learning with verifiabl
   orthora init MODEL --out DIR [--key ...]  start an adapter from a checkpoint, in seconds
   orthora train --config FILE [--key ...]  train an adapter; presets: tiny, paper
   orthora probe --config FILE [--key ...]  before training: what one step does, by method
+  orthora theory MODEL --data FILE         the papers' theorems, checked on this model's layers
   orthora eval  --config FILE [--key ...]  sample, verify, report pass@k with intervals
   orthora rescore DIR                      verify the samples of an evaluation again
   orthora compare DIR DIR                  paired difference of evaluations, exact test
@@ -91,7 +93,7 @@ def _run(command: str, rest: list[str]) -> int:
 
 def _methods(arguments: list[str]) -> None:
     """List the initialisations, structures and optimizers."""
-    options = _parse(_MethodsOptions, arguments, "methods")
+    options = parse(_MethodsOptions, arguments, "methods")
     from rich.console import Console
     from rich.table import Table
 
@@ -112,7 +114,7 @@ def _methods(arguments: list[str]) -> None:
 
 def _init(arguments: list[str]) -> None:
     """Start an adapter straight from a checkpoint."""
-    options = _parse(_InitOptions, arguments, "init")
+    options = parse(_InitOptions, arguments, "init")
     quiet_libraries(data=False)
     from orthora.starting import start_adapter
 
@@ -124,7 +126,7 @@ def _train(arguments: list[str]) -> None:
     resume = "--resume" in arguments
     from orthora.config import TrainConfig
 
-    config = _config(TrainConfig, [a for a in arguments if a != "--resume"], "train")
+    config = config_of_flags(TrainConfig, [a for a in arguments if a != "--resume"], "train")
     quiet_libraries()
     from orthora.train import train
     from orthora.train.world import is_first
@@ -142,7 +144,7 @@ def _probe(arguments: list[str]) -> None:
     from orthora.config import ProbeConfig
     from orthora.store import write_json
 
-    config = _config(ProbeConfig, arguments, "probe")
+    config = config_of_flags(ProbeConfig, arguments, "probe")
     if config.json_out and Path(config.json_out).exists():
         raise ValueError(f"{config.json_out} exists; choose another file, or remove it")
     quiet_libraries()
@@ -166,11 +168,24 @@ def _probe(arguments: list[str]) -> None:
         write_json(config.json_out, as_json(found))
 
 
+def _theory(arguments: list[str]) -> None:
+    """Check the theorems on a model's layers."""
+    from orthora.config import TheoryConfig
+
+    named = bool(arguments) and not arguments[0].startswith("-")
+    given = ["--model", *arguments] if named else arguments
+    config = config_of_flags(TheoryConfig, given, "theory")
+    quiet_libraries()
+    from orthora.train.theory import run_theory
+
+    run_theory(config)
+
+
 def _eval(arguments: list[str]) -> None:
     """Evaluate a model, an adapter, or a run's checkpoints."""
     from orthora.config import EvalConfig
 
-    config = _config(EvalConfig, arguments, "eval")
+    config = config_of_flags(EvalConfig, arguments, "eval")
     quiet_libraries()
     from orthora.evaluate.command import run_eval
 
@@ -201,7 +216,7 @@ def _measure(arguments: list[str]) -> None:
 
 def _export(arguments: list[str]) -> None:
     """Write a run's adapter as plain PEFT, merged, or as a residual base with rank r."""
-    options = _parse(_ExportOptions, arguments, "export")
+    options = parse(_ExportOptions, arguments, "export")
     quiet_libraries()
     from orthora.adapters import export_plain
     from orthora.exports import export_merged, export_residual
@@ -217,7 +232,7 @@ def _export(arguments: list[str]) -> None:
 
 def _demo(arguments: list[str]) -> None:
     """Compare five initialisations on the embedded model."""
-    options = _parse(_DemoOptions, arguments, "demo")
+    options = parse(_DemoOptions, arguments, "demo")
     quiet_libraries()
     from orthora.demo import demo
 
@@ -232,7 +247,7 @@ def _demo(arguments: list[str]) -> None:
 
 def _report(arguments: list[str]) -> None:
     """Table and page of a folder of runs."""
-    options = _parse(_ReportOptions, arguments, "report")
+    options = parse(_ReportOptions, arguments, "report")
     from orthora.evaluations import load_evaluations
     from orthora.report import load_runs, print_table, write_report
 
@@ -253,6 +268,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "init": _init,
     "train": _train,
     "probe": _probe,
+    "theory": _theory,
     "eval": _eval,
     "rescore": _rescore,
     "compare": _compare,
@@ -335,54 +351,3 @@ class _ReportOptions:
     """Folder whose direct subfolders are runs, with evaluations beside or in them."""
     title: str = "orthora runs"
     """Of the page."""
-
-
-def _parse(kind: type[Any], arguments: list[str], command: str, **kwargs: Any) -> Any:
-    """Parse flags into ``kind``; tyro prints its own help and suggestions."""
-    return tyro.cli(kind, args=arguments, prog=f"orthora {command}", **kwargs)
-
-
-def _config(kind: type[Any], arguments: list[str], command: str) -> Any:
-    """A config from ``--config FILE`` (TOML or preset) with flags on top."""
-    from pydantic import Field, create_model
-
-    from orthora.config import build, read_toml
-
-    table: dict[str, Any] = {}
-    rest = list(arguments)
-    for index, argument in enumerate(arguments):
-        if argument == "--config" or argument.startswith("--config="):
-            inline = argument.startswith("--config=")
-            if not inline and index + 1 == len(arguments):
-                raise ValueError("--config needs a TOML file or a preset's name")
-            name = argument.split("=", 1)[1] if inline else arguments[index + 1]
-            rest = arguments[:index] + arguments[index + (1 if inline else 2) :]
-            table = read_toml(name)
-            break
-    build(kind, _required(kind, table) | table)  # mistakes in the file, before those in the flags
-    defaults = {
-        name: table.get(name, tyro.MISSING if info.is_required() else info.get_default())
-        for name, info in kind.model_fields.items()
-    }
-    # The same fields without the cross-field checks, so that `build` alone words every mistake.
-    fields: dict[str, Any] = {
-        name: (info.annotation, Field(defaults[name], description=info.description))
-        for name, info in kind.model_fields.items()
-    }
-    note = "--config FILE reads a TOML file or preset; flags override it."
-    if command == "train":
-        note += " --resume goes on with an unfinished run, or starts it where there is none."
-    flags = create_model(kind.__name__, __doc__=f"{kind.__doc__}\n\n{note}", **fields)
-    parsed = _parse(flags, rest, command, default=flags.model_construct(**defaults))
-    return build(kind, parsed.model_dump())
-
-
-def _required(kind: type[Any], table: dict[str, Any]) -> dict[str, Any]:
-    """Stand-ins for what a config must have, to check a file that leaves them to the flags."""
-    needed = [name for name, info in kind.model_fields.items() if info.is_required()]
-    if table.get("task", "file") == "file":  # other tasks refuse it
-        needed.append("data")
-    if "any_base" in kind.model_fields:  # of an evaluation
-        needed += ["adapter", "out"] if table.get("checkpoints") else []
-        needed += [] if table.get("adapter") else ["model"]
-    return dict.fromkeys(needed, "?")

@@ -21,6 +21,8 @@ from rich.live import Live
 from rich.table import Table
 
 from orthora.config import TrainConfig, build, read_toml, to_toml
+from orthora.measure import NAME as TABLE
+from orthora.measure import measure
 from orthora.report import load_runs, print_table, write_report
 from orthora.store import read_metrics
 from orthora.train.progress import describe
@@ -28,6 +30,8 @@ from orthora.train.progress import describe
 SHARED_RATE = 1e-3
 SHARED = ("lora", "rlpo", "rlmo", "milora", "pissa")
 ADAPTIVE = ("rlpo", "pissa")
+CHECKPOINTS = 5
+"""States of every run that are measured, about."""
 
 
 def plan(
@@ -41,6 +45,8 @@ def plan(
         "eval_problems": eval_problems,
         "eval_base": bool(eval_problems),
         "learning_rate": SHARED_RATE,
+        "save_every": max(1, steps // CHECKPOINTS),
+        "keep_checkpoints": 2 * CHECKPOINTS,
     }
     runs = [(method, "constant", f"{method}-{SHARED_RATE:g}") for method in SHARED]
     runs += [(method, "adaptive-kl", f"{method}-adaptive-kl") for method in ADAPTIVE]
@@ -91,6 +97,7 @@ def demo(
     )
     started = time.perf_counter()
     failures = _run_all(todo, jobs, steps)
+    _measure(out, configs, anew=bool(todo))
     runs = load_runs(out)
     print_table(runs)
     page = write_report(out, out / "report.html", title="orthora demo: DAPO by initialisation")
@@ -98,6 +105,22 @@ def demo(
     if failures:
         raise ValueError("; ".join(failures))
     return page
+
+
+def _measure(out: Path, configs: list[TrainConfig], *, anew: bool) -> None:
+    """Write the table of what training did to the weights of all finished runs."""
+    finished = [config.out for config in configs if _status(Path(config.out)) == "finished"]
+    table = out / TABLE
+    if anew:
+        table.unlink(missing_ok=True)
+    if finished and not table.exists():
+        measure(finished, out=table)
+
+
+def _status(folder: Path) -> str | None:
+    """How a run ended; None where it has not."""
+    result = folder / "result.json"
+    return json.loads(result.read_text())["status"] if result.is_file() else None
 
 
 def _finished(config: TrainConfig) -> bool:
@@ -115,8 +138,7 @@ def _finished(config: TrainConfig) -> bool:
             f"{folder} holds something else than this demo's run with these settings; choose "
             "another --out, or remove it"
         )
-    result = folder / "result.json"
-    if result.is_file() and json.loads(result.read_text())["status"] == "finished":
+    if _status(folder) == "finished":
         return True
     shutil.rmtree(folder)
     return False

@@ -3,6 +3,7 @@
 from orthora.config.evaluation import EvalConfig as EvalConfig
 from orthora.config.probe import ProbeConfig as ProbeConfig
 from orthora.config.run import TrainConfig as TrainConfig
+from orthora.config.theory import TheoryConfig as TheoryConfig
 from orthora.strict import Strict as Strict
 from orthora.strict import build as build
 from orthora.strict import preset_names as preset_names

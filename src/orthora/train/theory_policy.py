@@ -1,11 +1,10 @@
 """The base policy on one mini-batch, in float64, as a function of the weights that adapters change.
 
 Adapted weights are given to the model from outside, so that every method, and full fine-tuning, is
-looked at by one and the same code, which knows nothing of adapters. What the model itself computes
-in float32 (the norms of most families) stays so: its outputs are good to about 1e-7.
+looked at by one and the same code, which knows nothing of adapters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +13,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from orthora.adapters import Slot
 from orthora.config import TrainConfig
+from orthora.linalg.theory import categorical_kl, fisher
 from orthora.train.batches import Batch, collate, deal
 from orthora.train.losses import normaliser, total_loss
 from orthora.train.rollouts import Row
@@ -26,10 +27,30 @@ Weights = Sequence[Tensor]
 """One (m, n) matrix per adapted layer, in the order of the slots."""
 
 
+class _Double(TorchFunctionMode):
+    """Inside, what asks for float32 gets float64: models take norms and angles in float32.
+
+    The KL of a small step is its square, so that outputs good to 1e-7 would not do.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.Tensor.float:
+            return args[0].double()
+        given = {key: _doubled(value) for key, value in (kwargs or {}).items()}
+        return func(*map(_doubled, args), **given)
+
+
+def _doubled(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
+
+
 class Policy:
     """Loss, gradients and distributions of one mini-batch under any weights.
 
-    The mini-batch's old log-probabilities, and the base's, are those of the base policy in float64.
+    The mini-batch's old log-probabilities, and those of the base, are the base policy's in float64.
+    A mean is over the response tokens that are in the loss, N of them.
 
     Args:
         base: the base model in float64; its parameters ask for no gradient.
@@ -50,17 +71,17 @@ class Policy:
         self._divisor = normaliser(self._objective, sum(row.tokens for row in rows), len(rows))
         dealt = deal(rows, 1, 0, config.micro_batch, together=False)
         parts = [[rows[i] for i in micro] for micro in dealt if micro]
-        self._batches = [
-            self._scored(collate(part, pad, base.device, dtype=torch.float64)) for part in parts
-        ]
-        self.tokens = int(sum(float(batch.mask.sum()) for batch in self._batches))
+        batches = [collate(part, pad, base.device, dtype=torch.float64) for part in parts]
+        self._batches = [self._scored(batch) for batch in batches]
+        self._before = self.logps(self.weights)
+        self.tokens = sum(map(len, self._before))
 
     def gradients(self, weights: Weights) -> list[Tensor]:
         """G of every layer (m, n): the gradient of the mini-batch's loss at these weights."""
         leaves = [W.detach().requires_grad_() for W in weights]
         found = [torch.zeros_like(W) for W in leaves]
         for batch in self._batches:
-            loss = self._loss(self._run(self._base, batch, self._given(leaves)), batch)
+            loss = self._loss(self._exactly(batch, self._given(leaves)), batch)
             for total, part in zip(found, torch.autograd.grad(loss, leaves), strict=True):
                 total += part
         return found
@@ -72,32 +93,40 @@ class Policy:
             self._loss(self._run(model, batch), batch).backward()
 
     @torch.no_grad()
-    def logps(self, weights: Weights) -> Tensor:
-        """Log-probabilities (N, V) of the whole vocabulary at every response token in the loss."""
-        parts = self._given(weights)
-        return torch.cat(
-            [self._run(self._base, batch, parts)[batch.mask > 0] for batch in self._batches]
-        )
+    def logps(self, weights: Weights) -> list[Tensor]:
+        """Log-probabilities (t, V) of the vocabulary at each micro-batch's response tokens."""
+        given = self._given(weights)
+        return [self._exactly(batch, given)[batch.mask > 0] for batch in self._batches]
 
-    @torch.no_grad()
-    def slopes(self, layer: int, direction: Tensor) -> Tensor:
-        """Derivatives (N, V) of these log-probabilities at the base along one layer's direction.
+    def kl(self, weights: Weights) -> float:
+        """Mean KL to the base policy, ``KL(pi_weights || pi_base)``, in nats per token."""
+        pairs = zip(self.logps(weights), self._before, strict=True)
+        return sum(float(categorical_kl(*pair).sum()) for pair in pairs) / self.tokens
 
-        By forward differentiation, thus exact.
+    def fisher(self, directions: Mapping[int, Tensor]) -> Tensor:
+        """Mean Fisher matrix (L, L) at the base on directions of one layer each.
+
+        Exact: expected over the whole vocabulary, with slopes by forward differentiation.
 
         Args:
-            layer: index of the slot.
-            direction: (m, n).
+            directions: (m, n) by index of the slot; L of them.
         """
+        parts = []
+        for batch, logps in zip(self._batches, self._before, strict=True):
+            slopes = [self._slopes(batch, *item) for item in directions.items()]
+            parts.append(fisher(torch.stack(slopes), logps))
+        return torch.stack(parts).sum(0) / self.tokens
+
+    @torch.no_grad()
+    def _slopes(self, batch: Batch, layer: int, direction: Tensor) -> Tensor:
+        """Derivatives (t, V) of the base's log-probabilities along one layer's direction."""
         key, flip = self._keys[layer]
-        found = []
         with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():  # the only kernel that has it
             dual = forward_ad.make_dual(self.weights[layer].detach(), direction)
-            for batch in self._batches:
-                logps = self._run(self._base, batch, {key: dual.mT if flip else dual})
-                tangent = forward_ad.unpack_dual(logps).tangent
-                found.append(tangent[batch.mask > 0])
-        return torch.cat(found)
+            logps = self._exactly(batch, {key: dual.mT if flip else dual})
+            tangent = forward_ad.unpack_dual(logps).tangent
+            assert tangent is not None, "the layer is used"
+            return tangent[batch.mask > 0]
 
     def _given(self, weights: Weights) -> dict[str, Tensor]:
         pairs = zip(self._keys, weights, strict=True)
@@ -106,20 +135,24 @@ class Policy:
     @torch.no_grad()
     def _scored(self, batch: Batch) -> Batch:
         """The batch with the base's log-probabilities of its tokens."""
-        old = _picked(self._run(self._base, batch), batch)
+        old = _picked(self._exactly(batch, {}), batch)
         reference = old if self._objective.beta else None
         mask, advantage = batch.mask.double(), batch.advantage.double()
         return replace(batch, old=old, reference=reference, mask=mask, advantage=advantage)
 
-    def _run(self, model: Any, batch: Batch, given: dict[str, Tensor] | None = None) -> Tensor:
-        """Log-probabilities (S, T, V) at the rollout's temperature, float64."""
-        inputs = {
-            "input_ids": batch.ids,
-            "attention_mask": batch.attention,
-            "position_ids": batch.positions,
-            "use_cache": False,
-        }
-        output = functional_call(model, given, kwargs=inputs) if given else model(**inputs)
+    def _exactly(self, batch: Batch, given: dict[str, Tensor]) -> Tensor:
+        """Log-probabilities (S, T, V) of the base with some weights given, float64 throughout."""
+        with _Double():
+            return self._run(lambda **kwargs: functional_call(self._base, given, (), kwargs), batch)
+
+    def _run(self, model: Callable[..., Any], batch: Batch) -> Tensor:
+        """Log-probabilities (S, T, V) at the rollout's temperature."""
+        output = model(
+            input_ids=batch.ids,
+            attention_mask=batch.attention,
+            position_ids=batch.positions,
+            use_cache=False,
+        )
         logits = output.logits[:, :-1].flatten(0, 1)[batch.take]
         return (logits.double() / self._temperature).log_softmax(-1)
 
