@@ -25,8 +25,8 @@ def test_help_lists_every_command(capsys):
 def test_the_command_line_is_frozen():
     """A new flag is a decision: it is a config field, and it is listed here."""
     assert sorted(COMMANDS) == [
-        "compare", "contamination", "demo", "eval", "export", "init", "measure", "methods", "probe",
-        "report", "rescore", "theory", "train",
+        "compare", "contamination", "demo", "eval", "export", "figure", "init", "measure",
+        "methods", "probe", "report", "rescore", "theory", "train",
     ]  # fmt: skip
     assert len(TrainConfig.model_fields) == 92
 
@@ -57,6 +57,7 @@ def test_methods_lists_the_registry(capsys):
         (["export", "--run", "/nowhere", "--out", "{tmp}/a", "--form", "merged"], ["/nowhere"]),
         (["eval", "--model", "tiny", "--data", "/nowhere.jsonl"], ["/nowhere.jsonl"]),
         (["report", "--runs", "/nowhere"], ["/nowhere"]),
+        (["figure", "reward", "/nowhere"], ["/nowhere", "not a folder"]),
     ],
 )
 def test_bad_input_is_one_line_with_exit_code_2_and_no_output(capsys, tmp_path, arguments, words):

@@ -26,6 +26,7 @@ HELP = """orthora: low-rank adaptation for reinforcement learning with verifiabl
   orthora compare DIR DIR                  paired difference of evaluations, exact test
   orthora contamination EVAL TRAIN         which evaluation problems a training set holds
   orthora measure RUN...                   what training did to the weights, as one table
+  orthora figure NAME RUN...               a figure or table of runs; figure list says which
   orthora export --run RUN --out DIR       write a run's adapter as plain PEFT, or merged
   orthora demo                             compare five initialisations on the embedded model
   orthora report --runs DIR                print the table of a folder of runs, write its page
@@ -214,6 +215,13 @@ def _measure(arguments: list[str]) -> None:
     run_measure(arguments)
 
 
+def _figure(arguments: list[str]) -> None:
+    """Draw a figure or a table from runs."""
+    from orthora.figures.command import run_figure
+
+    run_figure(arguments)
+
+
 def _export(arguments: list[str]) -> None:
     """Write a run's adapter as plain PEFT, merged, or as a residual base with rank r."""
     options = parse(_ExportOptions, arguments, "export")
@@ -274,6 +282,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": _compare,
     "contamination": _contamination,
     "measure": _measure,
+    "figure": _figure,
     "export": _export,
     "demo": _demo,
     "report": _report,

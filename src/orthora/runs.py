@@ -72,7 +72,7 @@ def load_runs(folder: Path | str) -> list[RunView]:
     """
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is not a folder; give the one that holds the run folders")
-    runs = [_load(path.parent) for path in sorted(Path(folder).glob("*/result.json"))]
+    runs = [load_run(path.parent) for path in sorted(Path(folder).glob("*/result.json"))]
     runs.sort(key=lambda run: (run.method, run.setting_order, run.seed, run.folder))
     for extra in (" seed {0.seed}", " ({0.folder})"):
         counts = Counter(run.label for run in runs)
@@ -91,8 +91,12 @@ def summary_rows(runs: Iterable[RunView]) -> list[Row]:
 # Reading
 
 
-def _load(folder: Path) -> RunView:
-    """Reads one run folder; only ``result.json`` must be there."""
+def load_run(folder: Path) -> RunView:
+    """Reads one run folder; only ``result.json`` must be there.
+
+    Raises:
+        ValueError: if a file is corrupt.
+    """
     result = _read(folder / "result.json", _result)
     run = RunView(
         label="",

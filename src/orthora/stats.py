@@ -1,8 +1,8 @@
 """Statistics of evaluations: unbiased pass@k, intervals over problems, a test of two systems.
 
 The unit of an interval and of the test is the problem: a problem's samples are averaged first, and
-problems are resampled. Spread over training seeds is a different matter, for which no function here
-stands in.
+problems are resampled. Spread over training seeds is a different matter, which `t_interval` alone
+bounds.
 """
 
 from collections.abc import Iterable
@@ -92,6 +92,33 @@ def bootstrap_interval(
     tail = _expanded_tail(level, data.size)
     low, high = np.quantile(means, [tail, 1 - tail]).clip(data.min(), data.max())
     return float(low), float(high)
+
+
+def t_interval(
+    values: NDArray[np.float64], *, level: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bound the mean over training seeds by Student's t.
+
+    The unit is the seed here, unlike in `bootstrap_interval`: of two or three values a bootstrap
+    knows no more than their range. The values are taken as draws of a normal distribution.
+
+    Args:
+        values: one per seed along the first axis; further axes are bounded place by place.
+        level: nominal coverage, in (0, 1).
+
+    Returns:
+        Lower and upper bounds, ``mean -+ t s / sqrt(n)``.
+
+    Raises:
+        ValueError: fewer than two seeds, or a level outside (0, 1).
+    """
+    _check_level(level)
+    count = len(values)
+    if count < 2:
+        raise ValueError(f"{count} seeds have no interval; pass at least 2")
+    mean = values.mean(axis=0)
+    half = _t_quantile(level, count - 1) * values.std(axis=0, ddof=1) / sqrt(count)
+    return mean - half, mean + half
 
 
 def sign_flip_p(differences: Iterable[Fraction | int]) -> float:

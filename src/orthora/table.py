@@ -146,10 +146,15 @@ QUANTITIES: Mapping[str, Quantity] = {
 """Every quantity that `orthora measure` writes, by name."""
 
 
+_TYPES = {
+    name: {"step": "int64", "layer": "int64", "at": "float64", "value": "float64"}.get(name, "str")
+    for name in COLUMNS
+}
+
+
 def frame(rows: Iterable[Row | Sequence[Any]]) -> pd.DataFrame:
     """Rows as a data frame with the columns and types of the table."""
-    table = pd.DataFrame(list(rows), columns=list(COLUMNS))
-    return table.astype({"step": "int64", "layer": "int64", "at": "float64", "value": "float64"})
+    return pd.DataFrame(list(rows), columns=list(COLUMNS)).astype(_TYPES)
 
 
 def write_table(path: str | Path, parts: Iterable[pd.DataFrame], story: Mapping[str, Any]) -> Path:
@@ -217,7 +222,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if missing:
         raise ValueError(f"{path} is no table of orthora measure: it has no column {missing[0]!r}")
     texts = dict.fromkeys(("run", "method", "module", "quantity"), "")
-    return frame(table.loc[:, list(COLUMNS)].fillna(texts).itertuples(index=False))
+    return table.loc[:, list(COLUMNS)].fillna(texts).astype(_TYPES)
 
 
 def quantities_markdown() -> str:

@@ -1,62 +1,24 @@
-"""Charts of training runs as matplotlib figures and as inline SVG.
-
-Only this module imports matplotlib, and only inside its functions, so that importing it is cheap.
-Colour and marker say the method, line style says the learning rate, on every chart alike.
-"""
+"""Charts of training runs for a page: one line per run, straight from its metrics log."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
-import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from orthora.figures.html import numbers_html, swatch_svg
+from orthora.figures.lines import running_mean
+from orthora.figures.panels import number
+from orthora.figures.render import drawable, dress
+from orthora.figures.style import DEFAULT_STYLE, METHOD_COLOURS, RATE_LINES, SCREEN, Style
+from orthora.figures.svg import to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from orthora.runs import RunView as Run
-
-SVG_NAMESPACE = "http://www.w3.org/2000/svg"
-Dash = str | tuple[float, tuple[float, ...]]
-
-
-@dataclass(frozen=True)
-class Style:
-    """How the runs of one method are drawn.
-
-    Attributes:
-        colour: hex colour, at least 3:1 against white.
-        line: line style at the highest learning rate of a chart; lower rates use ``RATE_LINES``.
-        marker: matplotlib marker, so that colour is never the only sign.
-    """
-
-    colour: str
-    line: Dash
-    marker: str
-
-
-# Okabe and Ito's palette; orange, sky blue and pink are darkened to 3:1 against white.
-METHOD_COLOURS: Mapping[str, Style] = {
-    "lora": Style("#000000", "-", "o"),
-    "lora-gaussian": Style("#777777", "-", "D"),
-    "pissa": Style("#0072B2", "-", "s"),
-    "milora": Style("#C98500", "-", "^"),
-    "olora": Style("#009E73", "-", "v"),
-    "olora-qr": Style("#117733", "-", "<"),
-    "olora-tail": Style("#5E8C00", "-", ">"),
-    "rlpo": Style("#D55E00", "-", "P"),
-    "rlmo": Style("#C46A9C", "-", "X"),
-    "dct": Style("#3A9BD9", "-", "p"),
-    "wavelet": Style("#882255", "-", "h"),
-    "geora": Style("#8C6D00", "-", "*"),
-}
-DEFAULT_STYLE = Style("#888888", "-", "d")
-RATE_LINES: tuple[Dash, ...] = ((0, (5, 2)), (0, (1.2, 1.6)), (0, (6, 2, 1.2, 2)), (0, (9, 3)))
 
 CHARTS: tuple[tuple[str, str, str, bool], ...] = (
     ("reward", "Reward", "mean reward", False),
@@ -69,19 +31,10 @@ CHARTS: tuple[tuple[str, str, str, bool], ...] = (
     ("lr", "Learning rate", "of the last update", True),
 )
 """Quantity, title, vertical axis and whether it is logarithmic, for the charts of a page."""
-
-_RC: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "orthora",
-    "text.parse_math": False,
-    "axes.unicode_minus": False,
-    "font.family": ["DejaVu Sans"],
-    "font.size": 12,
-    "axes.titlesize": 13,
-    "axes.labelsize": 12,
-    "legend.fontsize": 10,
-}
-_INK, _GRID = "#30343b", "#dfe3e8"
+_ROWS = 24
+"""Steps in the table behind a chart."""
+_POINTS = 300
+"""Values of a line that are drawn; of longer logs, some are left out at equal distances."""
 
 
 def style_of(run: Run, runs: Sequence[Run]) -> Style:
@@ -101,21 +54,6 @@ def points(run: Run, quantity: str) -> tuple[list[float], list[float]]:
     """Steps and values of one quantity, without the steps where it is missing or null."""
     rows = [row for row in run.metrics if row.get(quantity) is not None]
     return [float(row["step"]) for row in rows], [float(row[quantity]) for row in rows]
-
-
-def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean of the finite values among the last ``window`` ones; NaN where the value itself is not.
-
-    Raises:
-        ValueError: if the window is smaller than 1.
-    """
-    if window < 1:
-        raise ValueError(f"smoothing window {window} is smaller than 1; use 1 for no smoothing")
-    means = []
-    for i, value in enumerate(values):
-        near = [v for v in values[max(0, i + 1 - window) : i + 1] if math.isfinite(v)]
-        means.append(sum(near) / len(near) if math.isfinite(value) else math.nan)
-    return means
 
 
 def curves(
@@ -144,35 +82,22 @@ def curves(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_RC):
+    with rc_context(SCREEN):
         figure = Figure(figsize=(5.2, 3.4), layout="constrained", facecolor="white")
         axes = figure.add_subplot()
         drawn = [_draw(axes, run, runs, quantity, log, smooth) for run in runs]
         if not any(drawn):
             axes.text(0.5, 0.5, "no values recorded", ha="center", transform=axes.transAxes)
-        _dress(axes, title, ylabel, log and any(drawn))
+        dress(axes, title, ylabel, log and any(drawn))
         if legend and any(drawn):
             axes.legend(frameon=False)
-    return figure
-
-
-def swatch(run: Run, runs: Sequence[Run]) -> Figure:
-    """Draws the short piece of line that stands for a run in a legend."""
-    from matplotlib.figure import Figure
-
-    style = style_of(run, runs)
-    figure = Figure(figsize=(0.72, 0.24), facecolor="none")
-    axes = figure.add_axes((0, 0, 1, 1), frameon=False)
-    axes.set(xlim=(0, 2), ylim=(-1, 1), xticks=[], yticks=[])
-    axes.plot([0.1, 1, 1.9], [0, 0, 0], color=style.colour, ls=style.line, lw=2)
-    axes.plot([1], [0], color=style.colour, marker=style.marker, ms=7, mec="white", mew=0.6)
     return figure
 
 
 def legend_html(runs: Sequence[Run]) -> str:
     """The legend that all charts of a page share, as an HTML list."""
     return "".join(
-        f"<li>{to_svg(swatch(run, runs), alt=f'line of {run.label}', key=f'legend{i}')}"
+        f"<li>{swatch_svg(style_of(run, runs), run.label, f'legend{i}')}"
         f"<span>{escape(run.label)}</span></li>"
         for i, run in enumerate(runs)
     )
@@ -193,55 +118,38 @@ def chart_html(
         runs, quantity, title=title, ylabel=ylabel, log=log, smooth=smooth, legend=False
     )
     note = f"Running mean of {smooth} values; faint: each value." if smooth > 1 else "Each value."
+    every = math.ceil(max(len(points(run, quantity)[0]) for run in runs) / _POINTS)
+    note += f" One value in {every} is drawn." if every > 1 else ""
     if hidden:
         note += f" {hidden} values not drawn: not finite{', zero or negative' if log else ''}."
-    svg = to_svg(figure, alt=alt, key=f"chart-{quantity}")
-    return f"<figure>{svg}<figcaption>{note}</figcaption></figure>"
+    svg = to_svg(figure, alt=alt, key=f"chart-{quantity}", themed=True)
+    numbers = numbers_html(*_numbers(runs, quantity), title)
+    return f"<figure>{svg}<figcaption>{note}</figcaption>{numbers}</figure>"
 
 
-def to_svg(figure: Figure, *, alt: str = "", key: str = "") -> str:
-    """Renders a figure as an SVG element for a page: real text, the same bytes every time.
-
-    Args:
-        figure: the figure.
-        alt: text alternative; by default the title of the first axes.
-        key: prefix of every id. By default a digest of the picture, so only two equal pictures on
-            one page need keys of their own.
-    """
-    from matplotlib import rc_context
-
-    buffer = io.StringIO()
-    with rc_context(_RC):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    prefix = f"{key or 'f' + hashlib.sha256(text.encode()).hexdigest()[:10]}-"
-    root = ET.fromstring(text)
-    for metadata in root.findall(f"{{{SVG_NAMESPACE}}}metadata"):
-        root.remove(metadata)
-    for element in root.iter():
-        _localise(element, prefix)
-    heading = figure.axes[0].get_title(loc="left") if figure.axes else ""
-    name = alt or heading or "chart"
-    root.attrib |= {"xmlns": SVG_NAMESPACE, "id": f"{prefix}svg", "role": "img", "aria-label": name}
-    tooltip = ET.Element("title")
-    tooltip.text = heading or name
-    root.insert(0, tooltip)
-    return ET.tostring(root, encoding="unicode")
+def _numbers(runs: Sequence[Run], quantity: str) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table with the values of at most `_ROWS` steps, the last among them."""
+    columns = [dict(zip(*points(run, quantity), strict=True)) for run in runs]
+    steps = sorted({step for column in columns for step in column})
+    kept = steps[::-1][:: math.ceil(len(steps) / _ROWS) or 1][::-1]
+    rows = [
+        [f"{step:g}", *(number(column[step]) if step in column else "–" for column in columns)]
+        for step in kept
+    ]
+    return ["training step", *(run.label for run in runs)], rows
 
 
 def _draw(axes: Axes, run: Run, runs: Sequence[Run], quantity: str, log: bool, smooth: int) -> bool:
     """Draws one run and says whether there was anything to draw."""
-
-    def drawable(values: Sequence[float]) -> list[float]:
-        return [v if math.isfinite(v) and (v > 0 or not log) else math.nan for v in values]
-
     xs, raw = points(run, quantity)
-    ys = drawable(running_mean(raw, smooth))
+    ys = drawable(running_mean(raw, smooth), log)
     if all(math.isnan(y) for y in ys):
         return False
     style = style_of(run, runs)
+    thin = slice(None, None, math.ceil(len(xs) / _POINTS))
+    xs, raw, ys = xs[thin], raw[thin], ys[thin]
     if smooth > 1:
-        axes.plot(xs, drawable(raw), color=style.colour, lw=0.7, alpha=0.16)
+        axes.plot(xs, drawable(raw, log), color=style.colour, lw=0.7, alpha=0.16)
     every = max(1, len(xs) // 6)
     offset = every * runs.index(run) // len(runs)
     axes.plot(
@@ -249,49 +157,3 @@ def _draw(axes: Axes, run: Run, runs: Sequence[Run], quantity: str, log: bool, s
         marker=style.marker, ms=6, mec="white", mew=0.5, markevery=(offset, every),
     )  # fmt: skip
     return True
-
-
-def _dress(axes: Axes, title: str, ylabel: str, log: bool) -> None:
-    """Title, axes, grid and ticks."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_title(title, loc="left", fontweight="bold", color=_INK)
-    axes.set_xlabel("training step", color=_INK)
-    axes.set_ylabel(ylabel, color=_INK)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if log:
-        _log_ticks(axes)
-    axes.grid(color=_GRID, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, length=3)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_INK)
-
-
-def _log_ticks(axes: Axes) -> None:
-    """Logarithmic vertical axis with plain numbers, also where it spans less than a decade."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    decades = math.log10(high / low)
-    subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.5 else tuple(range(1, 10))
-    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=7))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _localise(element: ET.Element, prefix: str) -> None:
-    """Takes namespaces off an SVG element and gives its ids and references the prefix."""
-    element.tag = element.tag.rpartition("}")[2]
-    for name, value in list(element.attrib.items()):
-        local = name.rpartition("}")[2]
-        del element.attrib[name]
-        if local == "id":
-            value = prefix + value
-        elif local == "href":
-            value = value.replace("#", f"#{prefix}", 1)
-        element.set(local, value.replace("url(#", f"url(#{prefix}"))
-    if element.tag == "style" and element.text:  # inline, a bare `*` would reach the whole page
-        element.text = element.text.replace("*{", f"#{prefix}svg *{{")
