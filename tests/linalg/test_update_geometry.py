@@ -67,6 +67,11 @@ def test_values_and_norm_are_those_of_the_dense_update(update):
             float(dense(update).norm() / torch.linalg.matrix_norm(dense(update), 2)) ** 2
         )
         torch.testing.assert_close(one.rows(3, 9), dense(update)[3:9].float())
+        block = gaussian(6, N, seed=4)
+        kept = block.clone(), dense(one) if isinstance(one, LowRank) else one.D.clone()
+        torch.testing.assert_close(one.added_to(block, 3), block + dense(update)[3:9].float())
+        assert torch.equal(block, kept[0])
+        assert torch.equal(kept[1], dense(one) if isinstance(one, LowRank) else one.D)
         torch.testing.assert_close(one.mT.values(), one.values())
         assert one.mT.shape == one.shape[::-1] == (N, M)
 

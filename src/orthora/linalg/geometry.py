@@ -160,7 +160,7 @@ def changed_entries(
     for start, stop in blocks(*update.shape, _CACHED):
         block = W[start:stop]
         before = block.to(torch.bfloat16) if rounded is None else rounded[start:stop]
-        yield (block + update.rows(start, stop)).to(torch.bfloat16) != before
+        yield update.added_to(block, start).to(torch.bfloat16) != before
 
 
 @dataclass(frozen=True)

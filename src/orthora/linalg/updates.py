@@ -10,6 +10,7 @@ dimension, q = number of singular pairs looked at.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -48,13 +49,27 @@ class LowRank:
         """The transpose."""
         return LowRank(self.Y.mT, self.X.mT)
 
+    @cached_property
+    def _left(self) -> Tensor:
+        """R of X = Q R."""
+        return torch.linalg.qr(double(self.X), mode="r")[1]
+
+    @cached_property
+    def _right(self) -> tuple[Tensor, Tensor]:
+        """Q and R of Y' = Q R."""
+        return torch.linalg.qr(double(self.Y).mT)
+
+    @cached_property
+    def _values(self) -> Tensor:
+        return torch.linalg.svdvals(self._left @ self._right[1].mT)
+
     def values(self) -> Float[Tensor, " q"]:
         """Singular values, descending: min(m, n, k) of them; the others are 0.
 
         By two thin QR factorisations and one SVD of a (k, k) matrix: there is no cancellation where
         two halves of the product nearly cancel.
         """
-        return torch.linalg.svdvals(_r(self.X) @ _r(self.Y.mT).mT)
+        return self._values
 
     def norm(self) -> float:
         """``|X Y|_F``."""
@@ -67,17 +82,22 @@ class LowRank:
 
     def images(self, V: Float[Tensor, "n q"]) -> Float[Tensor, "p q"]:
         """``dW V`` up to a rotation from the left, which keeps norms and inner products."""
-        return _r(self.X) @ (double(self.Y) @ double(V))
+        return self._left @ (double(self.Y) @ double(V))
 
     def inputs(self, rank: int) -> Float[Tensor, "n q"]:
         """The top right singular vectors, at most ``rank`` and as many as are not zero."""
-        basis, R = torch.linalg.qr(double(self.Y).mT)
-        _, S, Vh = torch.linalg.svd(_r(self.X) @ R.mT, full_matrices=False)
+        basis, R = self._right
+        _, S, Vh = torch.linalg.svd(self._left @ R.mT, full_matrices=False)
         return basis @ Vh[: _count(S, rank)].mT
 
     def rows(self, start: int, stop: int) -> Float[Tensor, "b n"]:
         """Rows of dW in float32."""
         return self.X[start:stop].float() @ self.Y.float()
+
+    def added_to(self, block: Float[Tensor, "b n"], start: int) -> Float[Tensor, "b n"]:
+        """A block of W's rows in float32, moved by dW; the block stays as it is."""
+        X = self.X[start : start + len(block)]
+        return torch.addmm(block.float(), X.float(), self.Y.float())
 
 
 @dataclass(frozen=True)
@@ -138,6 +158,10 @@ class Dense:
         """Rows of dW in float32."""
         return self.D[start:stop].detach().float()
 
+    def added_to(self, block: Float[Tensor, "b n"], start: int) -> Float[Tensor, "b n"]:
+        """A block of W's rows in float32, moved by dW; the block stays as it is."""
+        return block.float() + self.rows(start, start + len(block))
+
 
 Update = LowRank | Dense
 
@@ -147,10 +171,6 @@ def blocks(m: int, n: int, entries: int = _BLOCK) -> Iterator[tuple[int, int]]:
     step = max(1, entries // n)
     for start in range(0, m, step):
         yield start, min(start + step, m)
-
-
-def _r(X: Tensor) -> Tensor:
-    return torch.linalg.qr(double(X), mode="r")[1]
 
 
 def _count(S: Tensor, rank: int) -> int:

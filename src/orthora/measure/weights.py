@@ -204,10 +204,13 @@ def values_of(W: Tensor, runs: Moments, options: Options) -> Iterator[tuple[str,
     for value in weight.base():
         yield "", 0, value
     for run, states in runs.items():
-        end = weight.inputs(states[-1]().update)
-        for index, read in enumerate(states):
+        last = states[-1]()
+        end = weight.inputs(last.update)
+        for index, read in enumerate(states[:-1]):
             for value in weight.numbers(read(), end):
                 yield run, index, value
+        for value in weight.numbers(last, end):
+            yield run, len(states) - 1, value
 
 
 def _one(quantity: str, value: float) -> Value:
