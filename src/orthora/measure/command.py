@@ -16,12 +16,10 @@ from orthora.table import BASE, read_table
 
 _SHOWN = (  # quantity, heading
     ("update_relative", "|dW|/|W|"),
-    ("stable_rank", "stable rank"),
-    ("head_energy", "head energy"),
+    ("stable_rank", "rank"),
+    ("head_energy", "head"),
     ("chance_energy", "chance"),
-    ("nss_low", "NSS from"),
-    ("nss_high", "to"),
-    ("changed", "bf16 changed"),
+    ("changed", "changed"),
 )
 
 
@@ -93,10 +91,14 @@ def summary(table: pd.DataFrame) -> Table:
         "step",
         "|dW|",
         *(heading for _, heading in _SHOWN),
+        "NSS",
         "angle",
-        title="Last step of each run: |dW| of all weights together, angle the largest of any "
-        "weight in degrees, all else medians over weights",
+        title="Last step of each run",
         title_justify="left",
+        caption="|dW| of all weights together, angle the largest of any weight in degrees, all "
+        "else medians over weights: stable rank of dW, its share in W's head and what chance would "
+        "put there, entries changed in bfloat16, normalised spectral shift or its bounds",
+        caption_justify="left",
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
@@ -113,10 +115,22 @@ def summary(table: pd.DataFrame) -> Table:
             run,
             str(step) if step >= 0 else "",
             f"{norm:.2g}",
-            *(f"{float(_values(last, quantity).median()):.2g}" for quantity, _ in _SHOWN),
+            *(_median(last, quantity) for quantity, _ in _SHOWN),
+            _shift(last),
             f"{float(angle.max()):.2g}",
         )
     return shown
+
+
+def _shift(rows: pd.DataFrame) -> str:
+    """The spectral shift where every weight's is known, else its bounds."""
+    if len(_values(rows, "nss")) == len(_values(rows, "nss_low")):
+        return _median(rows, "nss")
+    return f"{_median(rows, 'nss_low')} to {_median(rows, 'nss_high')}"
+
+
+def _median(rows: pd.DataFrame, quantity: str) -> str:
+    return f"{float(_values(rows, quantity).median()):.2g}"
 
 
 def _values(rows: pd.DataFrame, quantity: str) -> pd.Series:
