@@ -268,11 +268,11 @@ def test_adapters_checkpoints_and_models_are_the_run(runs, table, tmp_path):
     )  # fmt: skip
     assert made.subjects == ("pissa", "plain", "whole")
     found = read_table(made.out)
-    updates = step_of(last)
+    assert set(found.loc[found["run"] == "pissa", "step"]) == {1, 2}  # training steps, not updates
     for name in NAMES:
         for quantity in ("update_norm", "head_energy", "nss", "changed"):
             expected = number(table, "pissa", 2, name, quantity)
-            for run, step in (("pissa", updates), ("plain", -1), ("whole", -1)):
+            for run, step in (("pissa", 2), ("plain", -1), ("whole", -1)):
                 tolerance = 1e-4 if run == "whole" else 1e-6
                 value = number(found, run, step, name, quantity)
                 assert value == pytest.approx(expected, rel=tolerance), (run, quantity)
@@ -380,8 +380,10 @@ def test_names_are_unique_and_steps_are_read_from_folders(runs, tmp_path):
             folder = tmp_path / "lora" / f"seed{seed}" / f"global_step_{step}"
             shutil.copytree(runs / "lora" / "adapter", folder)
     found = find([*(tmp_path / "lora").glob("seed*"), runs / "lora" / "adapter"])
-    assert sorted(s.name for s in found) == ["adapter", "seed1", "seed2"]
+    assert sorted(s.name for s in found) == ["lora", "seed1", "seed2"]
     steps = {s.name: [m.step for m in s.moments] for s in found}
-    assert steps == {"adapter": [-1], "seed1": [50, 100], "seed2": [50, 100]}
-    twice = find([runs / "lora" / "adapter", runs / "pissa" / "adapter"])
-    assert [s.name for s in twice] == ["lora/adapter", "pissa/adapter"]
+    assert steps == {"lora": [2], "seed1": [50, 100], "seed2": [50, 100]}
+    shutil.copytree(runs / "lora" / "adapter", tmp_path / "a" / "mine")
+    shutil.copytree(runs / "lora" / "adapter", tmp_path / "b" / "mine")
+    twice = find([tmp_path / "a" / "mine", tmp_path / "b" / "mine"])
+    assert [(s.name, s.moments[0].step) for s in twice] == [("a/mine", -1), ("b/mine", -1)]

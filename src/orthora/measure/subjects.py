@@ -10,7 +10,7 @@ from typing import Literal
 from orthora.checkpoint import json_object
 from orthora.config import TrainConfig
 from orthora.methods import compose
-from orthora.trained import MARKER, TENSORS, check_finished, checkpoints_of, config_of
+from orthora.trained import MARKER, check_finished, checkpoints_of, config_of, damage, step_of
 
 Kind = Literal["start", "adapter", "exact", "model"]
 _STEP = re.compile(r"(?:checkpoint|global_step|step)[-_]?(\d+)")
@@ -115,11 +115,15 @@ def _run(folder: Path) -> Subject:
             f"{folder} has no checkpoint and no {end.name}, so there is nothing to measure; let "
             "the run go on (orthora train --resume), with save_every above 0"
         )
-    path = folder / "environment.json"
-    print_ = json_object(path).get("base_fingerprint") if path.is_file() else None
-    return Subject(
-        folder.resolve().name, folder, config.method, tuple(moments), config, config.model, print_
-    )
+    return _of_run(folder, folder, tuple(moments))
+
+
+def _of_run(run: Path, folder: Path, moments: tuple[Moment, ...]) -> Subject:
+    """Moments of a run, with what the run says of itself."""
+    config, path = config_of(run), run / "environment.json"
+    known = json_object(path).get("base_fingerprint") if path.is_file() else None
+    name = run.resolve().name
+    return Subject(name, folder, config.method, moments, config, config.model, known)
 
 
 def _steps(run: Path) -> int:
@@ -133,21 +137,19 @@ def _folder(path: Path) -> Subject:
     """An adapter, a run's checkpoint, or a whole model."""
     if not path.is_dir():
         raise ValueError(f"no folder {path}; give runs, adapters or models")
-    name = path.resolve().name
-    match = _STEP.fullmatch(name)
+    own = _of_own_run(path)
+    if own is not None:
+        return own
+    here = path.resolve()
+    match = _STEP.fullmatch(here.name)
     step = int(match[1]) if match else -1
-    if match:
-        name = path.resolve().parent.name
-        name = path.resolve().parent.parent.name if name == "checkpoints" else name
+    name = here.parent.name if match else here.name
     if (path / "adapter_config.json").is_file():
         base = json_object(path / "adapter_config.json").get("base_model_name_or_path")
         record = path / "orthora.json"
         story = json_object(record) if record.is_file() else {}
-        method, print_ = str(story.get("method", "")), story.get("checkpoint")
-        moment = Moment(step, "adapter", path)
-        return Subject(name, path, method, (moment,), None, base, print_)
-    if (path / MARKER).is_file() and (path / TENSORS).is_file():
-        return Subject(name, path, "", (Moment(step, "exact", path),), None, None, None)
+        method, known = str(story.get("method", "")), story.get("checkpoint")
+        return Subject(name, path, method, (Moment(step, "adapter", path),), None, base, known)
     if (path / "config.json").is_file():
         return Subject(name, path, "full", (Moment(step, "model", path),), None, None, None)
     raise ValueError(
@@ -156,13 +158,28 @@ def _folder(path: Path) -> Subject:
     )
 
 
+def _of_own_run(path: Path) -> Subject | None:
+    """A checkpoint, the adapter or the model inside a run of orthora; None for anything else."""
+    here = path.resolve()
+    dense = {"adapter": False, "model": True}.get(here.name)
+    if dense is not None and (here.parent / "config.toml").is_file():
+        kind: Kind = "model" if dense else "adapter"
+        return _of_run(here.parent, path, (Moment(_steps(here.parent), kind, path),))
+    run = here.parent.parent
+    if not (path / MARKER).is_file() or not (run / "config.toml").is_file():
+        return None
+    if reason := damage(path):
+        raise ValueError(f"{path} is no sound checkpoint of orthora train ({reason})")
+    kind = "exact" if compose(config_of(run).method).export == "merged" else "adapter"
+    return _of_run(run, path, (Moment(step_of(path), kind, path),))
+
+
 def _joined(found: Sequence[Subject]) -> list[Subject]:
     """Checkpoints of one run, given one by one, as one subject; all else as it is."""
     groups: dict[Path, list[Subject]] = {}
     for subject in found:
-        alone = subject.config is not None or subject.moments[-1].step < 0
-        key = subject.folder.resolve()
-        groups.setdefault(key if alone else key.parent, []).append(subject)
+        here = subject.folder.resolve()
+        groups.setdefault(here.parent if _STEP.fullmatch(here.name) else here, []).append(subject)
     joined = []
     for group in groups.values():
         moments = sorted((m for s in group for m in s.moments), key=lambda moment: moment.step)
