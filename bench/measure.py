@@ -6,6 +6,7 @@ in the tall orientation, which is the faster one. Both run in processes of their
 thread, alternating; CPU seconds, medians of the turns, peak resident memory.
 
     python bench/measure.py [--quick] [--turns 3] [--layers 28]
+    python bench/measure.py --docs docs/measure.md     # render its table from the JSON files
 """
 
 import argparse
@@ -26,6 +27,8 @@ from whole_model import run_one
 from orthora.adapters import init_adapter
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results-measure"
+BEGIN, END = "<!-- bench-measure -->", "<!-- /bench-measure -->"
 RANKS = (16, 16, 16, 32, 32)
 
 _SVD = """
@@ -88,6 +91,34 @@ def run(folder: Path, layers: int, turns: int) -> list[dict[str, Any]]:
     return rows
 
 
+def markdown() -> str:
+    """All results as one table."""
+    lines = [
+        "| CPU, torch, date | layers | what | CPU seconds | peak memory | SVD pass over it |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for file in sorted(RESULTS.glob("*.json")):
+        found = json.loads(file.read_text())
+        about = found["machine"]
+        where = f"{about['cpu']}, {about['torch']}, {about['time'][:10]}"
+        for row in found["rows"]:
+            lines.append(
+                f"| {where} | {row['layers']} | {row['what']} | {row['cpu_s']:.0f} | "
+                f"{row['peak_mb'] / 1024:.2f} GB | {row['svd_over_it']:.2f} |"
+            )
+            where = ""
+    return "\n".join(lines)
+
+
+def render_into(page: Path) -> int:
+    """Put the table between the marks of a page."""
+    text = page.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    page.write_text(f"{before}{BEGIN}\n{markdown()}\n{END}{after}", encoding="utf-8")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two layers, one turn")
@@ -95,10 +126,13 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/bench"), help="of checkpoints")
     parser.add_argument("--json", type=Path, help="where the numbers go")
+    parser.add_argument("--docs", type=Path, help="render its table from all results and stop")
     options = parser.parse_args()
+    if options.docs:
+        return render_into(options.docs)
     layers, turns = (2, 1) if options.quick else (options.layers, options.turns)
     about = machine()
-    out = options.json or HERE / "results-measure" / f"{slug(about['cpu'])}.json"
+    out = options.json or RESULTS / f"{slug(about['cpu'])}-{layers}-layers.json"
     rows = run(options.folder, layers, turns)
     show("measure", rows)
     if not options.quick:

@@ -33,7 +33,7 @@ from orthora.figures.catalogue import (
 )
 from orthora.figures.command import run_figure
 from orthora.figures.files import save
-from orthora.figures.lines import at_end, lines, of_weights
+from orthora.figures.lines import at_end, lines, of_weights, shift_is_known
 from orthora.figures.maps import module_types, thinned
 from orthora.figures.panels import Drawing, Heat, Panel, Series, gist, number, numbers_of
 from orthora.figures.render import render
@@ -334,6 +334,28 @@ def test_no_update_has_no_share():
     assert sorted(found["value"]) == [0.2, 0.4]
     kept = [row for row in rows if row.quantity == "head_energy"]
     assert len(of_weights(weights_table(kept), "head_energy")) == 4
+
+
+def test_a_shift_known_of_some_weights_alone_is_shown_as_bounds_of_all():
+    """On a large model the short k and v have an exact shift, and the MLP has bounds."""
+    rows = [
+        *weight_rows("a", [0.5, 0.1], quantity="nss_low"),
+        *weight_rows("a", [0.5, 0.9], quantity="nss_high"),
+        *weight_rows("a", [0.5], quantity="nss"),
+        *weight_rows("a", [0.5], quantity="nss", step=4),
+        *weight_rows("a", [0.5, 0.1], quantity="nss_low", step=4),
+        *weight_rows("a", [0.5, 0.9], quantity="nss_high", step=4),
+    ]
+    table = weights_table(rows)
+    assert not shift_is_known(table)
+    shown = draw("nss", table)
+    (series,) = shown.panels[0].series
+    assert (series.y, series.low, series.high) == ((0.3, 0.3), (0.3, 0.3), (0.7, 0.7))
+    assert "Only bounds are known" in " ".join(shown.caption)
+    head = draw("geometry", table).head
+    assert "nss_low" in head
+    assert "nss" not in head
+    assert shift_is_known(weights_table([r for r in rows if "_" not in r.quantity]))
 
 
 def test_the_last_step_is_each_runs_own():

@@ -10,6 +10,7 @@ from orthora.figures.lines import (
     lines,
     of_weights,
     root_of_squares,
+    shift_is_known,
 )
 from orthora.figures.panels import Drawing, Panel
 from orthora.figures.source import Frame
@@ -193,7 +194,7 @@ def nss(table: Frame) -> Drawing:
     """Normalised spectral shift over training; where only bounds are known, the band they leave."""
     says = "|sigma(W + dW) - sigma(W)|_2 / |sigma(W)|_2."
     title = "Normalised spectral shift"
-    if len(of_weights(table, "nss")):
+    if shift_is_known(table):
         return _drawing(title, [_by_step(table, "nss", title, "NSS", log=True)], says)
     panel, _ = _by_step(table, "nss_low", title, "NSS", log=True)
     tops = {one.label: one for one in _by_step(table, "nss_high", title, "NSS")[0].series}

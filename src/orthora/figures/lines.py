@@ -57,6 +57,16 @@ def of_weights(table: Frame, quantity: str) -> Frame:
     return rows[~pd.MultiIndex.from_frame(rows[_WEIGHT]).isin(still)]
 
 
+def shift_is_known(table: Frame) -> bool:
+    """Whether the spectral shift of every weight is known, not only bounded.
+
+    Of a model with short and long sides it is known for the short ones alone, which say nothing of
+    the others.
+    """
+    known, bounded = of_weights(table, "nss"), of_weights(table, "nss_low")
+    return len(known) > 0 and len(known) >= len(bounded)
+
+
 def of_base(table: Frame, quantity: str) -> Frame:
     """Rows of a quantity of the base model's weights."""
     return table[(table["quantity"] == quantity) & (table["run"] == BASE)]

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from orthora.figures.lines import at_end, end_note, of_training, of_weights, root_of_squares
+from orthora.figures.lines import (
+    at_end,
+    end_note,
+    of_training,
+    of_weights,
+    root_of_squares,
+    shift_is_known,
+)
 from orthora.figures.maps import module_types
 from orthora.figures.panels import number, with_interval
 from orthora.figures.scores import Score, interval_note, score
@@ -223,7 +230,8 @@ def init_cost(table: Frame) -> TextTable:
 
 GEOMETRY = (
     "update_relative", "head_energy", "tail_energy", "chance_energy", "stable_rank",
-    "row_alignment_top", "row_alignment_bottom", "projector_right", "nss", "changed",
+    "row_alignment_top", "row_alignment_bottom", "projector_right", "nss", "nss_low", "nss_high",
+    "changed",
 )  # fmt: skip
 """Columns of `geometry`."""
 MASKS = ("changed", "princ_overlap", "princ_lift", "low_overlap", "low_lift")
@@ -232,7 +240,8 @@ MASKS = ("changed", "princ_overlap", "princ_lift", "low_overlap", "low_lift")
 
 def geometry(table: Frame) -> TextTable:
     """Geometry at the end of training: median over weights, quartiles or interval over seeds."""
-    parts = {q: at_end(of_weights(table, q)) for q in GEOMETRY}
+    left_out = ("nss_low", "nss_high") if shift_is_known(table) else ("nss",)
+    parts = {q: at_end(of_weights(table, q)) for q in GEOMETRY if q not in left_out}
     parts = {q: rows for q, rows in parts.items() if len(rows)}
     return _by_group(table, parts, "Geometry", list(parts))
 
