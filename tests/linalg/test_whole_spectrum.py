@@ -186,21 +186,56 @@ def test_a_large_weight_goes_the_gram_way_and_agrees():
 
 
 @pytest.mark.parametrize("shape", [(1400, 600), (600, 1400)])
-def test_tall_float32_weights_keep_their_smallest_values(shape):
-    """Gram matrices from float32 products in short sums; spikes of 60 times the bulk's edge."""
+def test_weights_with_a_wide_spectrum_keep_their_smallest_values(shape):
+    """Spikes of more than a hundred times the smallest value."""
     W = 0.02 * gaussian(*shape)
     left, right = gaussian(shape[0], 20, seed=1), gaussian(20, shape[1], seed=2)
     W = (W + 3e-3 * left * torch.arange(20, 0, -1) @ right).float()
     S = svd(W)[1]
     assert float(S[0] / S[-1]) > 100
-    torch.testing.assert_close(decompose(W).S, S, rtol=4e-5, atol=0)
+    torch.testing.assert_close(decompose(W).S, S, rtol=1e-10, atol=0)
     update = low_rank(shape, 1e-3)
-    torch.testing.assert_close(
-        moved(decompose(W), update, Q).values,
-        svd(W.double() + update.X @ update.Y)[1][:Q],
-        rtol=1e-7,
-        atol=0,
-    )
+    after = moved(decompose(W), update, Q)
+    _, T, Vh = svd(W.double() + update.X @ update.Y)
+    torch.testing.assert_close(after.values, T[:Q], rtol=1e-10, atol=0)
+    angles = principal_angles(svd(W)[2][:, :Q], Vh[:, :Q])
+    torch.testing.assert_close(after.right, angles, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+def test_an_update_where_the_weight_is_zero_is_not_missed(side):
+    """Dead rows and columns: the update's own subspace is no part of the weight's."""
+    W = gaussian(200, 160)
+    W[150:] = 0 if side != "right" else W[150:]
+    W[:, 120:] = 0 if side != "left" else W[:, 120:]
+    X, Y = torch.zeros(200, 2, dtype=torch.float64), torch.zeros(2, 160, dtype=torch.float64)
+    X[150:] = gaussian(50, 2, seed=1)
+    Y[:, 120:] = gaussian(2, 40, seed=2)
+    U, S, V = svd(W)
+    P, T, R = svd(W + X @ Y)
+    found = moved(decompose(W), LowRank(X, Y), Q)
+    torch.testing.assert_close(found.values, T[:Q], rtol=1e-9, atol=0)
+    for angles, one, other in ((found.left, U, P), (found.right, V, R)):
+        expected = principal_angles(one[:, :Q], other[:, :Q])
+        torch.testing.assert_close(angles, expected, rtol=1e-5, atol=1e-7)
+    assert found.shift == pytest.approx(spectral_shift(S, T), rel=1e-6)
+
+
+def test_leading_values_that_fall_below_the_rest_are_not_mistaken():
+    """An update that takes the leading pairs away: what was 30th is now first."""
+    k = 90
+    values = torch.linspace(9, 1, k, dtype=torch.float64)
+    P = torch.eye(k, 28, dtype=torch.float64)
+    K = torch.zeros(28, 28, dtype=torch.float64)
+    R = -P * values[:28] / 2
+    theta, C = leading(values, P, R, K, Q)
+    torch.testing.assert_close(theta, values[28 : 28 + Q])
+    assert float(C[28 : 28 + Q].diagonal().abs().min()) == pytest.approx(1.0)
+
+
+def test_the_rank_of_a_product_is_found_in_a_tall_float32_weight():
+    W = (gaussian(1400, 300) @ gaussian(300, 600, seed=1)).float()
+    assert decompose(W).rank == 300
 
 
 def test_bad_questions_are_refused():

@@ -10,7 +10,6 @@ from orthora.linalg.precision import float32_products
 
 _BLOCK = 256  # columns of a block of the upper triangle; torch has no syrk
 _ROWS = 2048  # rows summed in one product: stays in cache, and rounding does not grow with p
-_SUMMED = 256  # rows of a float32 product that is added up in float64
 _PROBE = 64  # rows whose low 16 bits, which bfloat16 does not have, are looked at in one go
 
 
@@ -58,28 +57,6 @@ def gram(
             chunk = A[row : row + _ROWS].to(dtype)
             for i in range(0, k, width):
                 G[i : i + width, i:].addmm_(chunk[:, i : i + width].mT, chunk[:, i:])
-    for i in range(width, k, width):
-        G[i:, i - width : i] = G[i - width : i, i:].mT
-    return G
-
-
-def summed_gram(A: Float[Tensor, "p k"]) -> Float[Tensor, "k k"]:
-    """``A' A`` in float64 from float32 products of 256 rows each, for k above a few hundred.
-
-    Two thirds of the time of float64 products. The error is that of sums of 256 terms: on weights
-    of language models 1e-7 to 2e-5 of the smallest singular value, and less of all others.
-
-    Args:
-        A: (p, k) float32, much taller than wide, where no singular value is tiny.
-    """
-    p, k = A.shape
-    width = math.ceil(k / math.ceil(k / _BLOCK))
-    G = torch.zeros(k, k, dtype=torch.float64, device=A.device)
-    with float32_products():
-        for row in range(0, p, _SUMMED):
-            chunk = A[row : row + _SUMMED]
-            for i in range(0, k, width):
-                G[i : i + width, i:].add_(chunk[:, i : i + width].mT @ chunk[:, i:])
     for i in range(width, k, width):
         G[i:, i - width : i] = G[i - width : i, i:].mT
     return G

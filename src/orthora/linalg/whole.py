@@ -1,8 +1,8 @@
 """The whole spectrum of a weight, and what an update does to it.
 
 To a short side of 128 everything is LAPACK's SVD in float64. Above, the Gram matrix of the short
-side is decomposed in float64, once per weight. Singular values are then right to 1e-8 of the
-largest; those of weights that are twice as long as wide and above 512 to a few 1e-5 of themselves.
+side is formed and decomposed in float64, once per weight. Singular values are then right to 1e-8 of
+the largest; what is below 1e-7 of it is taken for zero.
 
 In that eigenbasis the Gram matrix after a low-rank update is a diagonal plus a matrix of rank 2k.
 What the update does to the leading singular values and subspaces is found there, to about twelve
@@ -11,6 +11,7 @@ of that matrix: to a short side of 512 they are computed, above only where asked
 shift is bounded instead.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orthora.linalg.geometry import principal_angles, spectral_shift
-from orthora.linalg.gram import gram, summed_gram, tall
+from orthora.linalg.gram import gram, tall
 from orthora.linalg.subspace import check_weight
 from orthora.linalg.updates import Dense, LowRank, Update, blocks, double
 
@@ -61,7 +62,7 @@ class Whole:
     def rank(self) -> int:
         """Singular values that stand out of rounding."""
         eps = torch.finfo(torch.float64).eps
-        floor = max(self.A.shape) * eps if self.long is not None else (_FLOOR * eps) ** 0.5
+        floor = max(self.A.shape) * eps if self.long is not None else 0.0
         return int((floor * self.S[0] < self.S).sum())
 
     def right(self, columns: slice) -> Float[Tensor, "n q"]:
@@ -102,13 +103,14 @@ def decompose(W: Float[Tensor, "m n"]) -> Whole:
     if A.shape[1] <= _SVD_SIDE:
         long, S, short = torch.linalg.svd(double(A), full_matrices=False)
         return Whole(A, wide, S, short.mT, long)
-    p, k = A.shape
-    if k > _VALUES_SIDE and p >= 2 * k and A.dtype != torch.float64:
-        G = summed_gram(A.float())
-    else:
-        G = gram(A, bf16=False, dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(G)
-    return Whole(A, wide, values.clamp_min(0.0).sqrt().flip(0), vectors.flip(1), None)
+    values, vectors = torch.linalg.eigh(gram(A, bf16=False, dtype=torch.float64))
+    return Whole(A, wide, _roots(values), vectors.flip(1), None)
+
+
+def _roots(squares: Tensor) -> Tensor:
+    """Singular values, descending, from the eigenvalues of a Gram matrix; 0 where it is noise."""
+    noise = _FLOOR * torch.finfo(torch.float64).eps * squares[-1]
+    return torch.where(squares > noise, squares.clamp_min(0.0).sqrt(), 0.0).flip(0)
 
 
 @dataclass(frozen=True)
@@ -205,17 +207,21 @@ class Change:
         if not 1 <= q <= len(whole.S):
             raise ValueError(f"{q} singular pairs asked for; the weight has {len(whole.S)}")
         high = self._update.norm() / whole.norm
+        if not high:
+            still = torch.zeros(q, dtype=torch.float64)
+            return Moved(whole.S[:q], still, still, 0.0, 0.0, 0.0)
         if self._coordinates is not None:
             values, short, long, trace = _in_basis(whole, self._coordinates, q)
             shift, low = None, min(_lower(whole, values, trace), high)
             if exact or len(whole.S) <= _VALUES_SIDE:
-                shift = low = spectral_shift(whole.S, _all_values(whole, self._coordinates))
+                after = _all_values(whole, self._coordinates)
+                shift = low = min(spectral_shift(whole.S, after), high)
         else:
             other = decompose(_sum(whole.A, self._turned))
             values = other.S[:q]
             short = principal_angles(whole.short[:, :q], other.short[:, :q])
             long = principal_angles(whole.long_side(slice(q)), other.long_side(slice(q)))
-            shift = low = spectral_shift(whole.S, other.S)
+            shift = low = min(spectral_shift(whole.S, other.S), high)
         left, right = (short, long) if whole.wide else (long, short)
         return Moved(values, left, right, shift, low, high)
 
@@ -245,8 +251,7 @@ def _in_basis(whole: Whole, seen: _Coordinates, q: int) -> tuple[Tensor, Tensor,
 def _all_values(whole: Whole, seen: _Coordinates) -> Tensor:
     """Every singular value after the update, descending."""
     half = seen.R @ (seen.P + seen.R @ seen.K / 2).mT
-    squares = torch.linalg.eigvalsh(torch.diag(whole.S**2) + half + half.mT)
-    return squares.clamp_min(0.0).sqrt().flip(0)
+    return _roots(torch.linalg.eigvalsh(torch.diag(whole.S**2) + half + half.mT))
 
 
 def _lower(whole: Whole, values: Tensor, trace: float) -> float:
@@ -268,6 +273,10 @@ def leading(
 ) -> tuple[Float[Tensor, " q"], Float[Tensor, "k q"]]:
     """Largest eigenpairs of ``diag(values) + P R' + R P' + R K R'``, by Davidson's corrections.
 
+    The search begins in the span of the leading coordinates and of all that the update touches.
+    Outside of it the matrix is no larger than the largest of ``values`` left out, so that no pair
+    is missed where the q-th one is above that; otherwise the whole matrix is decomposed.
+
     Args:
         values: (k,) descending.
         P: (k, r).
@@ -276,17 +285,31 @@ def leading(
         q: how many.
 
     Returns:
-        (q,) descending and (k, q). Where the corrections don't settle, of the whole matrix.
+        (q,) descending and (k, q).
     """
 
     def times(C: Tensor) -> Tensor:
         inner = R.mT @ C
         return values[:, None] * C + P @ inner + R @ (P.mT @ C + K @ inner)
 
-    k = len(values)
-    basis = torch.eye(k, min(k, q + _GUARDS), dtype=values.dtype)
-    images = times(basis)
+    k, most = len(values), q + _GUARDS
     limit = _DONE * float(values[0]) * k**0.5
+    if most + 2 * P.shape[1] < k:
+        floor = float(values[most])
+        basis = torch.linalg.qr(torch.cat([torch.eye(k, most, dtype=values.dtype), P, R], 1))[0]
+        found = _corrected(values, times, basis, q, limit)
+        if found is not None and float(found[0][-1]) >= floor:
+            return found
+    whole = times(torch.eye(k, dtype=values.dtype))
+    theta, Z = torch.linalg.eigh((whole + whole.mT) / 2)
+    return theta.flip(0)[:q], Z.flip(1)[:, :q]
+
+
+def _corrected(
+    values: Tensor, times: Callable[[Tensor], Tensor], basis: Tensor, q: int, limit: float
+) -> tuple[Tensor, Tensor] | None:
+    """Leading pairs from a growing basis; None where they don't settle."""
+    images = times(basis)
     for _ in range(_SWEEPS):
         theta, Z = torch.linalg.eigh(basis.mT @ images)
         theta, Z = theta.flip(0)[: q + _GUARDS], Z.flip(1)[:, : q + _GUARDS]
@@ -298,13 +321,11 @@ def leading(
         for _ in range(2):
             step = step - basis @ (basis.mT @ step)
         step = torch.linalg.qr(step)[0]
-        if basis.shape[1] + step.shape[1] > k:
-            break
+        if basis.shape[1] + step.shape[1] > len(values):
+            return None
         basis = torch.cat([basis, step], 1)
         images = torch.cat([images, times(step)], 1)
-    whole = times(torch.eye(k, dtype=values.dtype))
-    theta, Z = torch.linalg.eigh((whole + whole.mT) / 2)
-    return theta.flip(0)[:q], Z.flip(1)[:, :q]
+    return None
 
 
 def product(A: Float[Tensor, "p k"], B: Float[Tensor, "k q"]) -> Float[Tensor, "p q"]:
