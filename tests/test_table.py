@@ -21,7 +21,11 @@ from orthora.table import (
 ROWS = [
     Row("a", "lora", 1, 0, "self_attn.q_proj", "nss", math.nan, 0.1),
     Row("a", "", -1, -1, "lm_head", "sigma", 3.0, 1 / 3),
+    Row("NA", "null", -1, -1, "nan", 'a,"b"', 3.0, 1e-300),
 ]
+
+
+HEAD = ",".join(COLUMNS).encode() + b"\n"
 
 
 @pytest.mark.parametrize("end", ["parquet", "csv"])
@@ -51,7 +55,7 @@ def test_a_failed_write_leaves_the_old_table(tmp_path):
     path = write_table(tmp_path / "t.parquet", [frame(ROWS)], {})
     with pytest.raises(TypeError):
         write_table(path, [frame(ROWS[:1])], {"no": object()})
-    assert len(read_table(path)) == 2
+    assert len(read_table(path)) == 3
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -62,6 +66,8 @@ def test_a_failed_write_leaves_the_old_table(tmp_path):
         ("t.csv", None, "no table .*; write it with orthora measure"),
         ("t.csv", b"run,step\na,1\n", "no column 'method'"),
         ("t.csv", b"", "can't be read"),
+        ("t.csv", HEAD + b"a,,x,0,m,nss,,1\n", "t.csv holds what is no number"),
+        ("t.csv", HEAD + b"a,,1,0,m,nss,,high\n", "t.csv holds what is no number"),
         ("t.parquet", b"PAR1", "can't be read: .*; measure again"),
     ],
 )

@@ -214,7 +214,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise ValueError(f"no table {path}; write it with orthora measure")
     try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        table = _read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are of both kinds
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} can't be read: {line}; measure again") from error
@@ -222,7 +222,20 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if missing:
         raise ValueError(f"{path} is no table of orthora measure: it has no column {missing[0]!r}")
     texts = dict.fromkeys(("run", "method", "module", "quantity"), "")
-    return table.loc[:, list(COLUMNS)].fillna(texts).astype(_TYPES)
+    try:
+        return table.loc[:, list(COLUMNS)].fillna(texts).astype(_TYPES)
+    except (ValueError, TypeError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} holds what is no number: {line}; measure again") from error
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Text as it stands: a run may be called ``NA``."""
+    table = pd.read_csv(path, keep_default_na=False, dtype=str)
+    for name in ("at", "value"):
+        if name in table.columns:
+            table[name] = table[name].replace("", "nan")
+    return table
 
 
 def quantities_markdown() -> str:

@@ -257,3 +257,47 @@ def test_peft_reads_what_we_read(tmp_path, checkpoint, layouts):
         torch.testing.assert_close(
             (W + dense(saved.update(name, W))).float(), model.get_submodule(name).weight
         )
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_peft_starts_that_change_the_base_are_refused(start, tmp_path, layouts):
+    model = models.load_model("tiny", "float32", "cpu")
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=start)
+    get_peft_model(model, config).save_pretrained(tmp_path / "a")
+    with pytest.raises(ValueError, match=f"{start}.*path_initial_model_for_weight_conversion"):
+        open_adapter(tmp_path / "a", layouts)
+
+
+def test_what_is_no_update_of_a_linear_weight_is_named(tmp_path, layouts):
+    model = models.load_model("tiny", "float32", "cpu")
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "embed_tokens"], modules_to_save=["norm"], bias="all"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        get_peft_model(model, config).save_pretrained(tmp_path / "a")
+    saved = open_adapter(tmp_path / "a", layouts)
+    assert len(saved.sources) == 3
+    assert [note.split(": ", 1)[1] for note in saved.notes] == [
+        "trained copies of norm are not measured",
+        "updates of embeddings are not measured",
+        "trained biases are not measured",
+    ]
+
+
+def test_an_adapter_of_tokens_alone_has_no_geometry(tmp_path, layouts):
+    from peft import TrainableTokensConfig
+
+    model = models.load_model("tiny", "float32", "cpu")
+    config = TrainableTokensConfig(token_indices=[1, 2], target_modules=["embed_tokens"])
+    get_peft_model(model, config).save_pretrained(tmp_path / "a")
+    with pytest.raises(ValueError, match="changes no weight of a linear layer"):
+        open_adapter(tmp_path / "a", layouts)
+
+
+def test_another_name_of_the_base_is_no_warning(tmp_path, layouts):
+    adapters.export_plain(trained("lora"), tmp_path / "a")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        open_adapter(tmp_path / "a", layouts)
+    assert not [str(one.message) for one in caught if "renamed" in str(one.message)]

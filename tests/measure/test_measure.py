@@ -387,3 +387,137 @@ def test_names_are_unique_and_steps_are_read_from_folders(runs, tmp_path):
     shutil.copytree(runs / "lora" / "adapter", tmp_path / "b" / "mine")
     twice = find([tmp_path / "a" / "mine", tmp_path / "b" / "mine"])
     assert [(s.name, s.moments[0].step) for s in twice] == [("a/mine", -1), ("b/mine", -1)]
+
+
+# What belongs together, and what does not
+
+
+def names_and_steps(found):
+    return {subject.name: [moment.step for moment in subject.moments] for subject in found}
+
+
+def test_what_is_given_twice_is_taken_once(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(runs)
+    (tmp_path / "link").symlink_to(runs / "lora")
+    parts = [runs / "lora" / "adapter", *(runs / "lora" / "checkpoints").glob("checkpoint-*")]
+    found = find(["lora", "lora/", runs / "lora", tmp_path / "link", *parts])
+    assert names_and_steps(found) == {"lora": [0, 1, 2]}
+    assert names_and_steps(find([runs, "pissa"])) == {key: [0, 1, 2] for key in METHODS}
+
+
+def test_runs_named_like_steps_stay_apart(runs, tmp_path):
+    for number, method in enumerate(("lora", "pissa"), start=1):
+        shutil.copytree(runs / method, tmp_path / f"step-{number}")
+    found = find([tmp_path])
+    assert names_and_steps(found) == {"step-1": [0, 1, 2], "step-2": [0, 1, 2]}
+    assert [subject.method for subject in found] == ["lora", "pissa"]
+
+
+def test_a_run_called_base_is_not_the_base(runs, tmp_path):
+    shutil.copytree(runs / "lora", tmp_path / "a" / "base")
+    made = measure([tmp_path / "a" / "base"], options=Options(HEAD), last=True)
+    table = read_table(made.out)
+    assert set(table["run"]) == {"base", "a/base"}
+    assert set(table.loc[table["run"] == "base", "method"]) == {BASE}
+
+
+def test_a_run_that_has_nothing_yet_is_left_out_aloud(runs, tmp_path, capsys):
+    copied(runs, tmp_path)
+    no_checkpoints(copied(runs, tmp_path, "pissa"))
+    assert main(["measure", str(tmp_path), "--last"]) == 0
+    assert re.search(r"left out: .*pissa has no checkpoint", capsys.readouterr().err)
+    assert set(read_table(tmp_path / "lora" / "geometry.parquet")["run"]) == {BASE, "lora"}
+    shutil.rmtree(tmp_path / "lora")
+    with pytest.raises(ValueError, match="has no checkpoint"):
+        measure([tmp_path])
+
+
+def test_the_table_stands_beside_what_it_measures(runs, tmp_path):
+    checkpoints = copied(runs, tmp_path) / "checkpoints"
+    other = copied(runs, tmp_path / "b", "pissa")
+    assert measure([checkpoints]).out == checkpoints.resolve() / "geometry.parquet"
+    assert measure([tmp_path / "lora", other]).out == tmp_path.resolve() / "geometry.parquet"
+
+
+class Stop(Exception):
+    """Of a test's own making."""
+
+
+def stop(progress):
+    if progress.done == 3:
+        raise Stop
+
+
+@pytest.mark.parametrize("change", ["last", "seed", "files"])
+def test_another_plan_does_not_go_on(change, runs, tmp_path):
+    run = copied(runs, tmp_path)
+    with pytest.raises(Stop):
+        measure([run], report=stop)
+    if change == "seed":
+        path = run / "config.toml"
+        path.write_text(path.read_text().replace("seed = 1\n", "seed = 2\n"))
+    if change == "files":
+        for file in run.rglob("adapter_model.safetensors"):
+            file.touch()
+    made = measure([run], last=change == "last")
+    assert made.resumed == 0
+
+
+def test_leftovers_of_a_killed_write_do_not_count(runs, tmp_path):
+    adapter = shutil.copytree(runs / "lora" / "adapter", tmp_path / "mine")
+    with pytest.raises(Stop):
+        measure([adapter], report=stop)
+    (adapter / ".geometry.parquet.abc").write_bytes(b"half")
+    assert measure([adapter]).resumed == 3
+
+
+# Odd weights
+
+
+def whole_model(tmp_path, change):
+    """The embedded model and a copy of it, one weight of both changed."""
+    from orthora import models
+
+    folders = []
+    for name in ("one", "two"):
+        model = models.load_model("tiny", "float32", "cpu")
+        weight = model.get_submodule("model.layers.0.self_attn.q_proj").weight
+        with torch.no_grad():
+            change(weight, name)
+        model.save_pretrained(tmp_path / name)
+        folders.append(tmp_path / name)
+    made = measure([folders[1]], model=str(folders[0]), out=tmp_path / "t.csv", any_base=True)
+    table = read_table(made.out)
+    mine = (table["layer"] == 0) & (table["module"] == "self_attn.q_proj")
+    return table, table[mine & (table["run"] == "two")]
+
+
+def test_a_weight_of_zeros_has_sizes_alone(tmp_path):
+    def change(weight, name):
+        weight.zero_()
+        weight[3, 4] = 2.0 if name == "two" else 0.0
+
+    table, mine = whole_model(tmp_path, change)
+    found = mine.set_index("quantity")["value"]
+    assert found["update_norm"] == 2
+    assert set(found.index) == {
+        "update_norm", "update_spectral", "stable_rank", "effective_rank", "update_sigma"
+    }  # fmt: skip
+    still = table[(table["run"] == "two") & (table["layer"] > 0)]
+    assert float(still.loc[still["quantity"] == "nss", "value"].max()) == 0
+    assert float(still.loc[still["quantity"] == "angle_left", "value"].max()) == 0
+
+
+def test_the_last_pairs_are_those_with_a_singular_value(tmp_path):
+    def change(weight, name):
+        weight[:, 30:] = 0
+        if name == "two":
+            weight[:, :30] += 0.01 * torch.randn(
+                weight.shape[0], 30, generator=torch.Generator().manual_seed(0)
+            )
+
+    _, mine = whole_model(tmp_path, change)
+    energy = mine[mine["quantity"] == "energy"]
+    assert energy["at"].tolist() == list(range(1, 31))  # 16 leading ones, and the rest to the rank
+    assert float(energy["value"].min()) > 0
+    assert float(energy["value"].sum()) == pytest.approx(1.0)

@@ -1,5 +1,6 @@
 """``orthora measure`` as people see it: progress, and what the last step of each run looks like."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -73,6 +74,8 @@ def run_measure(arguments: list[str]) -> None:
             workers=options.workers,
             report=bar,
         )
+    for note in found.notes:
+        print(note, file=sys.stderr)
     table = read_table(found.out)
     Console().print(summary(table))
     print(told(found, len(table)))

@@ -31,6 +31,7 @@ class Job:
 
     Attributes:
         sources: the weights to measure, by name, in the base's order.
+        notes: what of the adapters is not measured, a line each.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Job:
             found = layouts.linear()
         order = list(dict.fromkeys([*layouts.linear(), *found]))
         self.sources = {name: found[name] for name in order if name in found}
+        self.notes = list(dict.fromkeys(n for saved in self._saved.values() for n in saved.notes))
 
     def largest(self) -> int:
         """Bytes of the largest weight in float32."""
@@ -156,14 +158,21 @@ def _open(subject: Subject, moment: Moment, layouts: Layouts) -> Saved:
 
 
 def _digest(subject: Subject) -> str:
-    """Of the names, sizes and times of a subject's files."""
+    """Of all that decides a subject's numbers: its files, its moments and its settings."""
+    folders = [moment.folder for moment in subject.moments if moment.kind != "start"]
+    config = subject.config
+    if config is not None and config.start:
+        folders.append(Path(config.start))
     files = [
-        (moment.step, str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
-        for moment in subject.moments
-        for file in sorted(moment.folder.iterdir())
-        if file.is_file() and moment.kind != "start"
+        (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
+        for folder in folders
+        for file in sorted(folder.iterdir())
+        if file.suffix in (".safetensors", ".json")
     ]
-    return hashlib.sha256(json.dumps([subject.method, files]).encode()).hexdigest()[:16]
+    moments = [(moment.step, moment.kind) for moment in subject.moments]
+    settings = None if config is None else config.model_dump(mode="json")
+    text = json.dumps([subject.method, moments, settings, files])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def place_of(name: str) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from orthora.bar import Progress, Teller
 from orthora.checkpoint import Checkpoint, open_checkpoint
 from orthora.measure.job import Job
 from orthora.measure.parts import Parts
-from orthora.measure.subjects import Subject, find
+from orthora.measure.subjects import Subject, find, home
 from orthora.measure.weights import Options
 from orthora.table import check_ending, write_table
 
@@ -30,12 +30,14 @@ class Measured:
         subjects: names of the runs and adapters in it.
         weights: how many were measured.
         resumed: how many of them an earlier process had done.
+        notes: what was left out, a line each.
     """
 
     out: Path
     subjects: tuple[str, ...]
     weights: int
     resumed: int
+    notes: tuple[str, ...]
 
 
 def measure(
@@ -76,7 +78,8 @@ def measure(
     """
     options = options or Options()
     _check(options)
-    subjects = find(paths, last=last)
+    notes: list[str] = []
+    subjects = find(paths, last=last, told=notes.append)
     target = Path(out) if out is not None else _place(subjects)
     check_ending(target)
     if target.exists():
@@ -98,7 +101,8 @@ def measure(
                 tell(name)
         write_table(target, parts.frames(list(job.sources)), job.plan())
         parts.complete()
-    return Measured(target, tuple(s.name for s in subjects), len(job.sources), resumed)
+    return Measured(target, tuple(s.name for s in subjects), len(job.sources), resumed,
+                    tuple(notes + job.notes))  # fmt: skip
 
 
 def _check(options: Options) -> None:
@@ -109,11 +113,18 @@ def _check(options: Options) -> None:
 
 
 def _place(subjects: Sequence[Subject]) -> Path:
-    """Where the table goes by default."""
-    folders = [subject.folder.resolve() for subject in subjects]
-    if len(folders) == 1:
-        return subjects[0].folder / NAME
-    return Path(os.path.commonpath([folder.parent for folder in folders])) / NAME
+    """Where the table goes by default.
+
+    Raises:
+        ValueError: if the subjects have no folder in common but the root.
+    """
+    homes = [home(subject) for subject in subjects]
+    if len(homes) == 1:
+        return homes[0] / NAME
+    common = Path(os.path.commonpath([folder.parent for folder in homes]))
+    if common == common.parent:
+        raise ValueError(f"{homes[0]} and {homes[-1]} have no folder in common; give --out")
+    return common / NAME
 
 
 def _base(subjects: Sequence[Subject], model: str | None, any_base: bool) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -10,6 +10,7 @@ from typing import Literal
 from orthora.checkpoint import json_object
 from orthora.config import TrainConfig
 from orthora.methods import compose
+from orthora.table import BASE
 from orthora.trained import MARKER, check_finished, checkpoints_of, config_of, damage, step_of
 
 Kind = Literal["start", "adapter", "exact", "model"]
@@ -55,15 +56,25 @@ class Subject:
     fingerprint: str | None
 
 
-def find(paths: Sequence[str | Path], *, last: bool = False) -> list[Subject]:
+class NothingYet(ValueError):
+    """A run that has nothing to measure."""
+
+
+def find(
+    paths: Sequence[str | Path],
+    *,
+    last: bool = False,
+    told: Callable[[str], None] = lambda note: None,
+) -> list[Subject]:
     """The subjects behind the paths: runs, folders of runs, adapters, whole models.
 
     Checkpoints of one run (``.../global_step_50``), one by one or as their folder, become one
-    subject.
+    subject; what is given twice is taken once, and a run's own parts with the run.
 
     Args:
         paths: of folders.
         last: leave out all moments but each subject's last.
+        told: called with a line for each run in a folder of runs that has nothing to measure.
 
     Returns:
         In the order given, each with a name of its own.
@@ -75,12 +86,47 @@ def find(paths: Sequence[str | Path], *, last: bool = False) -> list[Subject]:
         raise ValueError("nothing to measure; give run folders, adapters or models")
     found: list[Subject] = []
     for path in dict.fromkeys(map(Path, paths)):
-        runs = [_run(folder) for folder in _runs(path)]
-        found += runs or [_folder(folder) for folder in _steps_in(path) or [path]]
-    joined = _joined(found)
+        runs = _runs(path)
+        found += _whole_runs(path, runs, told) if runs else []
+        found += [] if runs else [_folder(folder) for folder in _steps_in(path) or [path]]
+    joined = _joined(_once(found))
     if last:
         joined = [replace(subject, moments=subject.moments[-1:]) for subject in joined]
     return _named(joined)
+
+
+def _whole_runs(path: Path, runs: list[Path], told: Callable[[str], None]) -> list[Subject]:
+    """The runs of a path; those of a folder of runs that have nothing are left out aloud.
+
+    Raises:
+        ValueError: if there is nothing to measure in any of them.
+    """
+    found, empty = [], []
+    for run in runs:
+        try:
+            found.append(_run(run))
+        except NothingYet as error:
+            empty.append(error)
+    if not found or (empty and runs == [path]):
+        raise empty[0]
+    for error in empty:
+        told(f"left out: {error}")
+    return found
+
+
+def _once(found: Sequence[Subject]) -> list[Subject]:
+    """Each folder once, and none that lies inside a run that is there itself."""
+    runs = {s.folder.resolve() for s in found if _is_run(s)}
+    kept: dict[Path, Subject] = {}
+    for subject in found:
+        here = subject.folder.resolve()
+        if not runs & set(here.parents):
+            kept.setdefault(here, subject)
+    return list(kept.values())
+
+
+def _is_run(subject: Subject) -> bool:
+    return (subject.folder / "config.toml").is_file()
 
 
 def _runs(path: Path) -> list[Path]:
@@ -111,7 +157,7 @@ def _run(folder: Path) -> Subject:
         if moments[-1].step < steps or len(moments) == 1:
             moments.append(Moment(steps, "model" if dense else "adapter", end))
     if len(moments) == 1 and steps != 0:
-        raise ValueError(
+        raise NothingYet(
             f"{folder} has no checkpoint and no {end.name}, so there is nothing to measure; let "
             "the run go on (orthora train --resume), with save_every above 0"
         )
@@ -178,8 +224,7 @@ def _joined(found: Sequence[Subject]) -> list[Subject]:
     """Checkpoints of one run, given one by one, as one subject; all else as it is."""
     groups: dict[Path, list[Subject]] = {}
     for subject in found:
-        here = subject.folder.resolve()
-        groups.setdefault(here.parent if _STEP.fullmatch(here.name) else here, []).append(subject)
+        groups.setdefault(home(subject), []).append(subject)
     joined = []
     for group in groups.values():
         moments = sorted((m for s in group for m in s.moments), key=lambda moment: moment.step)
@@ -187,11 +232,21 @@ def _joined(found: Sequence[Subject]) -> list[Subject]:
     return joined
 
 
+def home(subject: Subject) -> Path:
+    """The folder of a run, an adapter or a model; of checkpoints, the one that holds them."""
+    here = subject.folder.resolve()
+    is_step = _STEP.fullmatch(here.name) is not None and not _is_run(subject)
+    return here.parent if is_step else here
+
+
 def _named(subjects: Sequence[Subject]) -> list[Subject]:
-    """Names of their own: with the parent folder's where two are equal, then with a number."""
-    counts = Counter(subject.name for subject in subjects)
+    """Names of their own: with the parent folder's where two are equal, then with a number.
+
+    The base's name is taken.
+    """
+    counts = Counter([subject.name for subject in subjects] + [BASE])
     longer = [
-        replace(s, name=f"{s.folder.resolve().parent.name}/{s.name}") if counts[s.name] > 1 else s
+        replace(s, name=f"{home(s).parent.name}/{s.name}") if counts[s.name] > 1 else s
         for s in subjects
     ]
     seen: Counter[str] = Counter()

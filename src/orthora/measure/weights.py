@@ -103,6 +103,8 @@ class Weight:
         """
         update = state.update
         yield from self._sizes(update)
+        if not self.whole.rank:  # a weight of zeros has no directions
+            return
         change = Change(self.whole, update)
         yield from self._places(update, change.along())
         yield from self._after(change)
@@ -121,7 +123,8 @@ class Weight:
         values = update.values()
         norm = float(torch.linalg.vector_norm(values))
         yield _one("update_norm", norm)
-        yield _one("update_relative", norm / self.whole.norm)
+        if self.whole.rank:
+            yield _one("update_relative", norm / self.whole.norm)
         yield _one("update_spectral", float(values[0]))
         yield _one("stable_rank", stable_rank(values))
         yield _one("effective_rank", effective_rank(values))
@@ -130,9 +133,10 @@ class Weight:
     def _places(self, update: Update, along: Tensor) -> Iterator[Value]:
         """Where the update lies in the spectrum of W."""
         shares = energy_shares(along)
-        k = len(shares)
+        k, rank = len(shares), self.whole.rank
         yield from _series("energy", shares[: self.head])
-        yield from _series("energy", shares[k - self.head :], first=k - self.head + 1)
+        last = max(self.head, rank - self.head)
+        yield from _series("energy", shares[last:rank], first=last + 1)
         cumulative = shares.cumsum(0)
         for point in range(_GRID + 1):
             count = round(point * k / _GRID)
