@@ -33,12 +33,28 @@ class RunView:
         return self.config.get("schedule") == "adaptive-kl"
 
     @property
-    def setting(self) -> str:
+    def rate(self) -> str:
         """What its learning rate was: ``1e-3``, or ``adaptive-kl 2e-3 from 1e-3``."""
         rate = rate_text(self.learning_rate)
         if not self.adaptive:
             return rate
         return f"adaptive-kl {rate_text(float(self.config['kl_target']))} from {rate}"
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """What else steered its learning rate or its end: a schedule, and what a watch may do."""
+        schedule = self.config.get("schedule", "constant")
+        action = self.config.get("watch_action", "warn")
+        ways = [] if self.adaptive or schedule == "constant" else [f"schedule {schedule}"]
+        ways += [] if action == "warn" else [f"watch_action {action}"]
+        if action == "rollback" and "watch_lr_factor" in self.config:
+            ways.append(f"watch_lr_factor {self.config['watch_lr_factor']}")
+        return tuple(ways)
+
+    @property
+    def setting(self) -> str:
+        """Its learning rate, and whatever else steered it: ``1e-3, schedule cosine``."""
+        return ", ".join((self.rate, *self.ways))
 
     @property
     def setting_order(self) -> tuple[bool, float, str]:

@@ -1,16 +1,23 @@
 """Every figure and table by name: what it shows, what it needs, and the command that makes that."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from orthora.figures import geometry, maps, scores, tables, training
-from orthora.figures.lines import of_base, of_training, of_weights
+from orthora.figures.lines import (
+    of_base,
+    of_course,
+    of_end,
+    of_training,
+    of_weights,
+    without_update,
+)
 from orthora.figures.panels import Drawing
 from orthora.figures.source import Frame, order_of
 from orthora.figures.tables import TextTable
-from orthora.table import QUANTITIES
+from orthora.table import BASE, QUANTITIES
 
 From = Literal["training", "scores", "weights", "base", "starts"]
 Shown = Drawing | TextTable
@@ -119,6 +126,10 @@ _SETTINGS = {
 }  # fmt: skip
 
 
+_START = "start_norm"
+"""A quantity of the start, which runs have at no other step."""
+
+
 def entry_of(name: str) -> Entry:
     """The figure or table of a name.
 
@@ -183,7 +194,10 @@ def missing(entry: Entry, table: Frame, runs: str = "RUN...") -> str:
 def _rows(table: Frame, entry: Entry, quantity: str) -> Frame:
     """Rows of a quantity that an entry needs; ``name/*`` is any quantity that begins so."""
     if entry.source == "weights":
-        return of_weights(table, quantity)
+        if quantity == _START:
+            return of_weights(table, quantity)
+        series = bool(QUANTITIES[quantity].at) or entry.draw is maps.drift_heatmap
+        return (of_end if series else of_course)(table, quantity)
     if entry.source == "base":
         return of_base(table, quantity)
     if quantity.endswith("*"):
@@ -199,6 +213,8 @@ def _missing(entry: Entry, quantity: str, table: Frame, runs: str) -> str:
     if entry.source == "base" and table.attrs.get("bases"):
         return (f"{entry.kind} {entry.name!r} shows one base model, and the runs have several; "
                 "give the runs of one model at a time")  # fmt: skip
+    if entry.source == "weights" and len(_measured(table, quantity)):
+        return f"{entry.kind} {entry.name!r} needs {what}; {_lack(table, quantity)}"
     if entry.source in ("weights", "base"):
         return f"{start}; measure it: orthora measure {runs}"
     if entry.source == "starts":
@@ -208,6 +224,33 @@ def _missing(entry: Entry, quantity: str, table: Frame, runs: str) -> str:
     if entry.source == "scores":
         return f"{start}; train with eval_problems > 0, or: orthora eval --adapter RUN --out DIR"
     return f"{start}; orthora train records it with {_SETTINGS.get(quantity, 'its defaults')}"
+
+
+def _measured(table: Frame, quantity: str) -> Frame:
+    """Rows of single weights, those that say nothing among them."""
+    own = (table["quantity"] == quantity) & (table["module"] != "") & (table["run"] != BASE)
+    return table[own]
+
+
+def _lack(table: Frame, quantity: str) -> str:
+    """Why rows that were measured can't be shown."""
+    if not len(of_weights(table, quantity)):
+        return "the update is zero in every run that was measured, so there is none"
+    return "the runs have it at earlier steps than their last one alone"
+
+
+def _left_out(entry: Entry, table: Frame, without: Sequence[str]) -> list[str]:
+    """Sentences on labels that have no rows to show."""
+    needs = {one for need in entry.needs for one in need.split("|")}
+    weights = entry.source == "weights"
+    zero = without_update(table) if weights and needs != {_START} else []
+    known = {label for q in needs if weights for label in _measured(table, q)["label"]} - {*zero}
+    rest = [label for label in without if label not in zero]
+    early = [label for label in rest if label in known]
+    none = [label for label in rest if label not in known]
+    parts = (("The update is zero", zero), ("Measured at earlier steps alone", early),
+             ("No rows of", none))  # fmt: skip
+    return [f"{says}: {', '.join(labels)}." for says, labels in parts if labels]
 
 
 def _said(entry: Entry, shown: Shown, table: Frame) -> Shown:
@@ -225,8 +268,7 @@ def _said(entry: Entry, shown: Shown, table: Frame) -> Shown:
         trained = ~table["quantity"].str.startswith("init_")
         groups = order_of(table[trained])
         without = [label for label, *_ in groups if label not in has]
-        if without:
-            notes.append(f"No rows of: {', '.join(without)}.")
+        notes += _left_out(entry, table, without)
         settings = {setting for _, _, setting in groups}
         if isinstance(shown, Drawing) and len(settings) == 1 and "" not in settings:
             notes.append(f"All runs: {settings.pop()}.")

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pandas as pd
 
 from orthora.figures.lines import (
-    at_end,
     end_note,
     lines,
+    of_course,
+    of_end,
     of_weights,
     root_of_squares,
     shift_is_known,
@@ -33,7 +34,7 @@ def _by_step(
     levels: tuple[tuple[float, str], ...] = (), total: bool = False, sign: float = 1.0,
 ) -> tuple[Panel, tuple[str, ...]]:  # fmt: skip
     """A quantity of weights over the steps that were measured; ``sign`` -1 draws 1 - value."""
-    rows = of_weights(table, quantity)
+    rows = of_course(table, quantity)
     if sign < 0:
         rows = rows.assign(value=1 - rows["value"])
     drawn = lines(table, rows, whole=root_of_squares if total else None)
@@ -58,7 +59,7 @@ def _by_place(
     table: Frame, quantity: str, title: str, xlabel: str, ylabel: str, **style: object
 ) -> tuple[Panel, tuple[str, ...]]:
     """A series of weights at the end of training, over its places."""
-    rows = at_end(of_weights(table, quantity))
+    rows = of_end(table, quantity)
     drawn = lines(table, rows, "at")
     panel = Panel(title, xlabel, ylabel, drawn.series, **style)  # pyright: ignore[reportArgumentType]
     return panel, (end_note(rows), *drawn.notes)
@@ -66,7 +67,7 @@ def _by_place(
 
 def energy_cumulative(table: Frame) -> Drawing:
     """Cumulative energy of the update along W's spectrum, from its top."""
-    rows = on_one_grid(at_end(of_weights(table, "energy_cumulative")))
+    rows = on_one_grid(of_end(table, "energy_cumulative"))
     drawn = lines(table, rows, "at")
     panel = Panel(
         "Energy along W's spectrum", "share of W's singular pairs, from the top",
@@ -100,7 +101,7 @@ def _interpolated(grid: list[float], x: list[float], y: list[float]) -> list[flo
 
 def energy(table: Frame) -> Drawing:
     """Energy of the update in W's leading and last singular pairs, one by one."""
-    rows = at_end(of_weights(table, "energy"))
+    rows = of_end(table, "energy")
     first, last = _ends(rows)
     panels = []
     for part, title, xlabel in (

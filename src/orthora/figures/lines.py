@@ -57,6 +57,32 @@ def of_weights(table: Frame, quantity: str) -> Frame:
     return rows[~pd.MultiIndex.from_frame(rows[_WEIGHT]).isin(still)]
 
 
+def of_end(table: Frame, quantity: str) -> Frame:
+    """Rows of single weights at each run's last measured step; none of a run without any there."""
+    rows = of_weights(table, quantity)
+    return rows[rows["step"] == rows["run"].map(_last_steps(table))]
+
+
+def of_course(table: Frame, quantity: str) -> Frame:
+    """Rows of single weights, without runs that have them at the start alone, but go on."""
+    rows = of_weights(table, quantity)
+    last = rows.groupby("run")["step"].transform("max")
+    return rows[(last > 0) | (last == rows["run"].map(_last_steps(table)))]
+
+
+def _last_steps(table: Frame) -> Any:
+    """The last step of each run at which any quantity of its weights was measured."""
+    own = table[(table["module"] != "") & (table["run"] != BASE)]
+    return own.groupby("run")["step"].max()
+
+
+def without_update(table: Frame) -> list[str]:
+    """Labels of runs whose update is zero in all weights at the end."""
+    norms = of_end(table, "update_norm")
+    most = norms.groupby("label")["value"].agg(lambda values: values.abs().max(skipna=False))
+    return [label for label, *_ in order_of(table) if most.get(label) == 0]
+
+
 def shift_is_known(table: Frame) -> bool:
     """Whether the spectral shift of every weight is known, not only bounded.
 
@@ -108,8 +134,8 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def root_of_squares(values: Any) -> float:
-    """Frobenius norm of all weights from those of each."""
-    return float(np.sqrt((values**2).sum()))
+    """Frobenius norm of all weights from those of each; NaN if one is missing."""
+    return float(np.sqrt(np.square(np.asarray(values)).sum()))
 
 
 def lines(
@@ -140,18 +166,18 @@ def lines(
     runs = {label: _by_run(part, key, whole, smooth) for label, part in parts.items()}
     seeds = {label: values.shape[1] for label, values in runs.items()}
     quartiles = not of_one and whole is None and min(seeds.values(), default=1) < 2
-    series, absent = [], []
+    series, apart, empty = [], [], []
     for label, values in runs.items():
         shared = values.dropna()
         if not len(shared):
-            absent.append(label)
+            (empty if values.isna().all(axis=None) else apart).append(label)
             continue
         band = _quartiles(parts[label], key, shared) if quartiles else _over_seeds(shared)
         places = tuple(float(place) for place in shared.index)
         mean = tuple(float(value) for value in shared.mean(axis=1))
         series.append(Series(label, looks[label], places, mean, *band))
     notes = _notes(seeds, of_one, whole is not None, quartiles, smooth)
-    return Lines(tuple(series), (*notes, *_absent(absent)))
+    return Lines(tuple(series), (*notes, *_absent(apart, empty)))
 
 
 def _quartiles(rows: Frame, key: str, shared: Frame) -> tuple[Numbers, Numbers]:
@@ -212,7 +238,10 @@ def _notes(
     return notes
 
 
-def _absent(labels: Sequence[str]) -> list[str]:
-    if not labels:
-        return []
-    return [f"Not drawn, as its seeds have no place in common: {', '.join(labels)}."]
+def _absent(apart: Sequence[str], empty: Sequence[str]) -> list[str]:
+    texts = []
+    if apart:
+        texts.append(f"Not drawn, as its seeds have no place in common: {', '.join(apart)}.")
+    if empty:
+        texts.append(f"Not drawn, as all its values are missing: {', '.join(empty)}.")
+    return texts

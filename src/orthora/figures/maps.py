@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from orthora.figures.lines import at_end, end_note, of_base, of_weights
+from orthora.figures.lines import end_note, of_base, of_end
 from orthora.figures.panels import Drawing, Heat, Panel, Series
 from orthora.figures.source import Frame, order_of
 from orthora.figures.style import DOUBLE, INK, SINGLE, Style, layer_colour
@@ -74,7 +74,7 @@ def thinned(values: Any, most: int = _POINTS) -> Any:
 
 def drift_heatmap(table: Frame) -> Drawing:
     """Relative norm of the update by layer and module type, a map per method and setting."""
-    rows = at_end(of_weights(table, "update_relative"))
+    rows = of_end(table, "update_relative")
     rows = rows.assign(kind=rows["module"].map(module_types(rows)))
     cells = rows.groupby(["label", "kind", "layer"])["value"].median()
     layers, kinds = sorted(set(rows["layer"])), sorted(set(rows["kind"]))

@@ -175,6 +175,8 @@ def _heat_gist(panel: Heat) -> str:
         for layer, value in zip(panel.layers, row, strict=True)
         if math.isfinite(value)
     ]
+    if not known:
+        return f"{panel.title}, heat map of {panel.ylabel} by layer and module. No values."
     low, high = min(known), max(known)
     return (
         f"{panel.title}, heat map of {panel.ylabel} by layer and module. "

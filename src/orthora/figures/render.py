@@ -110,13 +110,16 @@ def _draw_panel(axes: Axes, panel: Panel, screen: bool) -> None:
     if panel.diagonal:
         axes.plot([0, 1], [0, 1], color=BASE_STYLE.colour, ls=BASE_STYLE.line, lw=0.6 * size[0],
                   label=panel.diagonal)  # fmt: skip
-    if not any(math.isfinite(y) for one in panel.series for y in drawable(one.y, panel.log)):
-        axes.text(0.5, 0.5, "no values recorded", ha="center", transform=axes.transAxes)
+    drawn = any(math.isfinite(y) for one in panel.series for y in drawable(one.y, panel.log))
+    if not drawn:
+        low = any(math.isfinite(y) for one in panel.series for y in one.y)
+        text = "no value above zero" if low else "no values recorded"
+        axes.text(0.5, 0.5, text, ha="center", transform=axes.transAxes)
     elif not panel.categories:
         _limit(axes, panel)
     if panel.categories:
         _categories(axes, panel)
-    dress(axes, panel.title, panel.ylabel, panel.log, xlabel=panel.xlabel, whole=panel.whole,
+    dress(axes, panel.title, panel.ylabel, panel.log and drawn, xlabel=panel.xlabel, whole=panel.whole,
           sideways=bool(panel.categories), pad=3 if not screen else None)  # fmt: skip
     if panel.log_x and panel.series:
         _log_places(axes, panel)
@@ -162,7 +165,8 @@ def _categories(axes: Axes, panel: Panel) -> None:
 def _limit(axes: Axes, panel: Panel) -> None:
     """Keep the lines readable where bands reach far beyond them."""
     ys = [y for series in panel.series for y in drawable(series.y, panel.log) if math.isfinite(y)]
-    ys += [level for level, _ in panel.levels] + ([0.0, 1.0] if panel.diagonal else [])
+    ys += [level for level, _ in panel.levels if math.isfinite(level)]
+    ys += [0.0, 1.0] if panel.diagonal else []
     ys = [math.log10(y) for y in ys if y > 0] if panel.log else ys
     wide = bounds(panel)
     low, high = min(ys), max(ys)
@@ -170,7 +174,10 @@ def _limit(axes: Axes, panel: Panel) -> None:
     low, high = max(low - room, min(wide[0], low)), min(high + room, max(wide[1], high))
     margin = 0.05 * (high - low or abs(high) or 1.0)
     low, high = low - margin, high + margin
-    axes.set_ylim((10**low, 10**high) if panel.log else (low, high))
+    if panel.log:
+        low, high = 10.0 ** max(low, -300), 10.0 ** min(high, 300)
+    if math.isfinite(high - low):
+        axes.set_ylim(low, high)
 
 
 def bounds(panel: Panel) -> tuple[float, float]:
@@ -275,7 +282,9 @@ def _log_places(axes: Axes, panel: Panel) -> None:
     """Logarithmic axis of the places, with a tick at each of them, or at some."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    places = sorted({x for series in panel.series for x in series.x})
+    places = sorted({x for series in panel.series for x in series.x if 0 < x < math.inf})
+    if not places:
+        return
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(places[:: math.ceil(len(places) / 6) or 1]))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -290,6 +299,8 @@ def _log_ticks(axes: Axes, sideways: bool = False) -> None:
     (axes.set_xscale if sideways else axes.set_yscale)("log")
     axis = axes.xaxis if sideways else axes.yaxis
     low, high = axes.get_xlim() if sideways else axes.get_ylim()
+    if not 0 < low < high < math.inf:
+        return
     decades = math.log10(high / low)
     subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.5 else tuple(range(1, 10))
     axis.set_major_locator(LogLocator(subs=subs, numticks=7))

@@ -39,7 +39,8 @@ def score(rows: Frame, table: Frame, quantity: str = "pass_at_1") -> Score:
     """
     runs = table[table["run"].isin(rows["run"]) & (table["module"] == "")]
     name, slash, task = quantity.partition("/")
-    values = runs.loc[runs["quantity"] == quantity, "value"].to_numpy()
+    own = runs[runs["quantity"] == quantity].dropna(subset="value")
+    values = own.groupby("run")["value"].last().to_numpy()
     if len(values) == 0:
         return Score(math.nan, math.nan, math.nan, 0, "")
     if len(values) > 1:
@@ -115,6 +116,10 @@ def _placed(table: Frame, quantity: str) -> Frame:
     rows = _final(table)
     place = of_training(table, f"run_{quantity}").set_index("run")["value"]
     rows = rows.assign(place=rows["run"].map(place), rest=rows["setting"].map(_rest(quantity)))
+    if quantity == "rank":  # alpha may go with the rank; where it varies on its own, it stays
+        alphas = rows.groupby(["method", "rest", "place"])["setting"].transform("nunique")
+        alone = alphas.groupby([rows["method"], rows["rest"]]).transform("max") > 1
+        rows = rows.assign(rest=rows["rest"].where(~alone, rows["setting"].map(_rest("alpha"))))
     if quantity == "learning_rate":
         rows = rows[rows["setting"].str[:1].str.isdigit()]
     return rows.dropna(subset="place")
@@ -161,13 +166,14 @@ def _base_level(table: Frame) -> tuple[tuple[float, str], ...]:
 
 
 def _rest(quantity: str) -> Callable[[str], str]:
-    """What of a setting is left without one of its parts."""
+    """What of a setting is left without one of its parts; ``alpha`` leaves it, without the rank."""
 
     def rest(setting: str) -> str:
         parts = setting.split(", ")
         if quantity == "learning_rate":
             return ", ".join(parts[1:])
-        return ", ".join(p for p in parts if not p.startswith(("rank ", "alpha ")))
+        gone = ("rank ",) if quantity == "alpha" else ("rank ", "alpha ")
+        return ", ".join(p for p in parts if not p.startswith(gone))
 
     return rest
 

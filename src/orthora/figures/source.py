@@ -7,76 +7,21 @@ and ``seed``. Rows of training have layer -1 and no module; rows of weights alwa
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from orthora.evaluations import EvalView, load_evaluations
+from orthora.figures.folders import Source, find
+from orthora.figures.measured import Measured
 from orthora.figures.style import setting_key
-from orthora.runs import RunView, load_run
-from orthora.table import BASE, Row, frame, read_table
+from orthora.table import BASE, Row, frame
 
 Frame = Any
 """A pandas DataFrame; pandas' own annotations don't say what an index picks."""
-GEOMETRY = "geometry.parquet"
-"""Name under which `orthora measure` leaves its table, in a run folder or the folder above."""
-_NEUTRAL = frozenset(
-    [
-        "out",
-        "seed",
-        "method",
-        "learning_rate",
-        "learning_rate_match",
-        "schedule",
-        "kl_target",
-        "device",
-        "processes",
-        "threads",
-        "micro_batch",
-        "rollout_batch",
-        "fold_adapter",
-        "share_prompts",
-        "gradient_checkpointing",
-        "save_every",
-        "keep_checkpoints",
-        "watch",
-        "watch_action",
-        "watch_lr_factor",
-        "watch_rollbacks",
-        "kl_update_share",
-        "kl_base_share",
-        "geometry",
-        "head_rank",
-        "vllm_mode",
-        "vllm_url",
-        "vllm_memory",
-        "vllm_tensor_parallel",
-        "start",
-        "eval_base",
-    ]
-)
-"""Keys of a config that make no other setting: named already, or without effect on the training."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A run that figures draw from.
-
-    Attributes:
-        name: unique among the runs that are drawn together.
-        folder: its folder.
-        view: what the folder holds.
-        setting: see the module.
-    """
-
-    name: str
-    folder: Path
-    view: RunView
-    setting: str
+_CHECKPOINT = re.compile(r"(?:checkpoint|global_step|step)[-_]?(\d+)")
 
 
 def collect(runs: Sequence[Path], tables: Sequence[Path] = (), *, training: bool = True) -> Frame:
@@ -93,11 +38,13 @@ def collect(runs: Sequence[Path], tables: Sequence[Path] = (), *, training: bool
     sources, starts = find(runs)
     rows: list[Row] = [row for one in sources for row in _result_rows(one)]
     rows += [row for one in sources if training for row in _step_rows(one)]
-    for root in {*runs, *(one.folder for one in sources)}:
+    for root in dict.fromkeys((*runs, *(one.folder for one in sources))):
         for view in load_evaluations(root):
             rows += _evaluation_rows(view, (root / view.folder).resolve(), sources)
-    rows += [row for folder in starts for row in _start_rows(folder)]
-    parts = [frame(rows), *_geometry(sources), *map(read_table, tables)]
+    rows += [row for folder, name in starts.items() for row in _start_rows(folder, name)]
+    measured = Measured(sources)
+    measured.add_tables(tables)
+    parts = [frame(rows), *measured.parts]
     whole = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     return _labelled(_without_repeats(whole), sources)
 
@@ -114,58 +61,6 @@ def _without_repeats(table: Frame) -> Frame:
     table = table.reset_index(drop=True)
     table.attrs["bases"] = several
     return table
-
-
-def find(paths: Sequence[Path]) -> tuple[list[Source], list[Path]]:
-    """The runs in some folders, by method, setting, seed and name; and the starts among them.
-
-    Raises:
-        ValueError: if one is neither run, nor start, nor a folder of runs.
-    """
-    folders: dict[Path, None] = {}
-    starts: dict[Path, None] = {}
-    for path in paths:
-        if not path.is_dir():
-            raise ValueError(f"{path} is not a folder; give run folders, or a folder of them")
-        inside = [path] if (path / "result.json").is_file() else [
-            found.parent for found in sorted(path.glob("*/result.json"))
-        ]  # fmt: skip
-        records = [path / "orthora.json", *sorted(path.glob("*/orthora.json"))]
-        begun = [] if inside == [path] else [r.parent for r in records if r.is_file()]
-        if not inside and not begun:
-            raise ValueError(
-                f"{path} holds no result.json, nor does a folder in it; give the folders of "
-                "finished runs, or a folder of them"
-            )
-        folders |= dict.fromkeys(inside)
-        starts |= dict.fromkeys(begun)
-    views = [load_run(folder) for folder in folders]
-    counts = Counter(folder.name for folder in folders)
-    sources = [
-        Source(f.name if counts[f.name] == 1 else f"{f.resolve().parent.name}/{f.name}", f, v, s)
-        for f, v, s in zip(folders, views, settings_of(views), strict=True)
-    ]
-    sources.sort(key=lambda s: (s.view.method, setting_key(s.setting), s.view.seed, s.name))
-    return sources, list(starts)
-
-
-def settings_of(views: Sequence[RunView]) -> list[str]:
-    """What tells runs of a method apart, seeds aside: learning rate, and what else differs."""
-    tables = [_plain(view) for view in views]
-    keys = sorted({key for table in tables for key in table} - _NEUTRAL)
-    differing = [k for k in keys if len({table[k] for table in tables if k in table}) > 1]
-    texts = []
-    for view, table in zip(views, tables, strict=True):
-        match = view.config.get("learning_rate_match")
-        rate = f"match-{match}" if match else view.setting
-        texts.append(", ".join([rate, *(f"{k} {table[k]}" for k in differing if k in table)]))
-    return texts
-
-
-def _plain(view: RunView) -> dict[str, str]:
-    """The config, or what the result repeats of it."""
-    known = {key: str(view.result[key]) for key in ("rank", "alpha") if key in view.result}
-    return known | {key: str(value) for key, value in view.config.items()}
 
 
 def _row(source: Source, step: int, quantity: str, value: Any) -> list[Row]:
@@ -218,8 +113,9 @@ def _evaluation_rows(view: EvalView, place: Path, sources: Iterable[Source]) -> 
             break
     else:
         return []
-    found = re.fullmatch(r"\D*(\d+)", subject.name) if subject.name != folder.name else None
-    step = int(found.group(1)) if found else int(source.view.result.get("steps") or 0)
+    step = _step_of(subject, place, folder)
+    if step is None:
+        step = int(source.view.result.get("steps") or 0)
     low, high = view.scores["interval"]
     values = (("", view.scores["pass_at_1"]), ("_low", low), ("_high", high))
     return [
@@ -229,7 +125,38 @@ def _evaluation_rows(view: EvalView, place: Path, sources: Iterable[Source]) -> 
     ]
 
 
-def _start_rows(folder: Path) -> list[Row]:
+def _step_of(subject: Path, place: Path, run: Path) -> int | None:
+    """Training steps done of the checkpoint that was evaluated; None if it was the end of the run.
+
+    Args:
+        subject: what was evaluated.
+        place: folder of the evaluation, which `orthora eval` names after the step.
+        run: folder of the run.
+
+    Raises:
+        ValueError: if it was a checkpoint, and no record is left of its step.
+    """
+    found = _CHECKPOINT.fullmatch(subject.name)
+    if subject == run or found is None:
+        return None
+    if not subject.name.startswith("checkpoint"):
+        return int(found[1])
+    for checkpoint in (subject, run / "checkpoints" / subject.name):
+        if checkpoint.is_dir():
+            from orthora.trained import MARKER, damage, step_of  # loads the model libraries
+
+            if (checkpoint / MARKER).is_file() and damage(checkpoint) is None:
+                return step_of(checkpoint)
+    named = re.fullmatch(r"step-(\d+)", place.name)
+    if named is None:
+        raise ValueError(
+            f"{place} scores {subject}, which is gone or damaged, so its training step is not "
+            "known; name the folder step-N after that step, or move it away"
+        )
+    return int(named[1])
+
+
+def _start_rows(folder: Path, name: str) -> list[Row]:
     """Rows of one folder of `orthora init`, whose record says what it cost."""
     path = folder / "orthora.json"
     try:
@@ -244,41 +171,20 @@ def _start_rows(folder: Path) -> list[Row]:
         why = f"no key {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path} is corrupt: {why}; write it again with orthora init") from error
     nowhere = float("nan")
-    return [Row(folder.name, method, 0, -1, "", k, nowhere, float(v)) for k, v in values.items()]
-
-
-def _geometry(sources: Sequence[Source]) -> list[Frame]:
-    """Rows of the runs in the tables beside them; those in a run's own folder come first."""
-    tables: dict[Path, Frame] = {}
-    parts = []
-    for source in sources:
-        taken = False
-        for path in (source.folder / GEOMETRY, source.folder.resolve().parent / GEOMETRY):
-            if not path.is_file():
-                continue
-            if path not in tables:
-                tables[path] = read_table(path)
-            table = tables[path]
-            own = table[table["run"] == source.folder.name]
-            if len(own) and not taken:
-                parts.append(own.assign(run=source.name, method=source.view.method))
-                taken = True
-            if len(own):
-                parts.append(table[table["run"] == BASE])
-    return parts
+    return [Row(name, method, 0, -1, "", k, nowhere, float(v)) for k, v in values.items()]
 
 
 def _labelled(table: Frame, sources: Sequence[Source]) -> Frame:
     """The table with the columns that say what a legend does."""
     known = {one.name: one for one in sources}
     one_setting = len({one.setting for one in sources}) == 1
-    names = table[["run", "method"]].drop_duplicates().itertuples(index=False)
+    shown = {one.name: "" if one_setting else one.setting for one in sources}
+    labels = {name: f"{one.view.method or name} {shown[name]}".strip() for name, one in known.items()}
     added = {}
-    for run, method in names:
+    for run in table["run"].unique():
         source = known.get(run)
-        setting = source.setting if source else ""
-        shown = "" if one_setting else setting
-        label = f"{method or run} {shown}".strip() if source else run
+        other = f"{run} (table)" if run in labels.values() else run
+        label, setting = (labels[run], source.setting) if source else (other, "")
         added[run] = (label, setting, source.view.seed if source else -1)
     for place, column in enumerate(("label", "setting", "seed")):
         table[column] = table["run"].map({run: values[place] for run, values in added.items()})

@@ -12,6 +12,7 @@ import pandas as pd
 from orthora.figures.lines import (
     at_end,
     end_note,
+    of_end,
     of_training,
     of_weights,
     root_of_squares,
@@ -112,8 +113,7 @@ def scores(table: Frame) -> TextTable:
         cells = []
         for name in names:
             here = at_end(part[part["quantity"] == name])
-            now = table[table["step"].isin(here["step"])]
-            found.append(score(here, now, name))
+            found.append(score(here, _same_moments(table, here), name))
             cells.append(_cell(found[-1]))
         rows.append((method, setting, str(part["run"].nunique()), *cells))
     base = [_base_cell(table) if name == "pass_at_1" else "–" for name in names]
@@ -126,6 +126,12 @@ def scores(table: Frame) -> TextTable:
     without = trained - {*own.loc[own["quantity"].isin(names), "run"]}
     lost = (f"Without a score: {', '.join(sorted(without))}.",) if without else ()
     return TextTable("Scores", head, tuple(rows), (says, interval_note(found), *lost))
+
+
+def _same_moments(table: Frame, rows: Frame) -> Frame:
+    """All rows of the runs and steps of some rows."""
+    pairs = pd.MultiIndex.from_frame(rows[["run", "step"]])
+    return table[pd.MultiIndex.from_frame(table[["run", "step"]]).isin(pairs)]
 
 
 def _base_cell(table: Frame) -> str:
@@ -241,19 +247,17 @@ MASKS = ("changed", "princ_overlap", "princ_lift", "low_overlap", "low_lift")
 def geometry(table: Frame) -> TextTable:
     """Geometry at the end of training: median over weights, quartiles or interval over seeds."""
     left_out = ("nss_low", "nss_high") if shift_is_known(table) else ("nss",)
-    parts = {q: at_end(of_weights(table, q)) for q in GEOMETRY if q not in left_out}
-    parts = {q: rows for q, rows in parts.items() if len(rows)}
-    return _by_group(table, parts, "Geometry", list(parts))
+    return _by_group(table, "Geometry", [name for name in GEOMETRY if name not in left_out])
 
 
 def masks(table: Frame) -> TextTable:
     """Where changed entries lie: overlaps with the masks of W, and over chance."""
-    parts = {q: at_end(of_weights(table, q)) for q in MASKS}
-    parts = {q: rows for q, rows in parts.items() if len(rows)}
-    return _by_group(table, parts, "Changed entries", list(parts))
+    return _by_group(table, "Changed entries", MASKS)
 
 
-def _by_group(table: Frame, parts: dict[str, Frame], title: str, names: Sequence[str]) -> TextTable:
+def _by_group(table: Frame, title: str, quantities: Sequence[str]) -> TextTable:
+    names = [name for name in quantities if len(of_weights(table, name))]
+    parts = {name: of_end(table, name) for name in names}
     everything = pd.concat(parts.values())
     groups = _groups(table, everything)
     counts = [part["run"].nunique() for *_, part in groups]
