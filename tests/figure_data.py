@@ -6,6 +6,8 @@ import random
 
 from orthora.table import BASE, Row, frame
 
+MARKER = "orthora_checkpoint.json"
+
 MODULES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
 ALL_MODULES = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
@@ -126,3 +128,12 @@ def write_start(folder, method, seconds):
     modules = {f"layers.{i}.q_proj": {"seconds": seconds / 4} for i in range(3)}
     record = {"method": method, "rank": 8, "seconds": seconds, "modules": modules}
     (folder / "orthora.json").write_text(json.dumps(record))
+
+
+def write_checkpoint(run, step, updates):
+    """One checkpoint of a run, as far as its record goes; its name counts updates."""
+    folder = run / "checkpoints" / f"checkpoint-{updates}"
+    folder.mkdir(parents=True)
+    record = {"step": step, "config": {}, "upkeep": {}, "files": {}}
+    (folder / MARKER).write_text(json.dumps(record))
+    return folder

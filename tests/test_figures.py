@@ -16,6 +16,7 @@ from figure_data import (
     SINGLE,
     geometry,
     run_rows,
+    write_checkpoint,
     write_run,
     write_scores,
     write_start,
@@ -43,6 +44,7 @@ from orthora.figures.style import DEFAULT_STYLE, DOUBLE, Style, layer_colour, st
 from orthora.figures.style import SINGLE as COLUMN
 from orthora.figures.svg import DARK, contrast, on_dark
 from orthora.figures.tables import TextTable, latex_text
+from orthora.runs import load_runs
 from orthora.stats import t_interval
 from orthora.table import BASE, QUANTITIES, Row, frame, write_table
 
@@ -138,6 +140,16 @@ def test_names_are_unique_and_every_entry_says_what_it_shows():
 def test_the_documentation_has_the_catalogue():
     page = (Path(__file__).parents[1] / "docs" / "figures.md").read_text(encoding="utf-8")
     assert catalogue_markdown() in page
+
+
+def test_the_documented_code_runs(study, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs/figures.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/study").symlink_to(study)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert (tmp_path / "head-energy.pdf").is_file()
 
 
 @pytest.mark.parametrize("entry", FIGURES, ids=lambda e: e.name)
@@ -358,6 +370,86 @@ def test_a_shift_known_of_some_weights_alone_is_shown_as_bounds_of_all():
     assert shift_is_known(weights_table([r for r in rows if "_" not in r.quantity]))
 
 
+def with_norms(rows, norms):
+    """Rows of weights, and the norm of the update at each step."""
+    for run, steps in norms.items():
+        for step, value in steps.items():
+            rows += weight_rows(run, [value, value], step, "update_norm")
+    return weights_table(rows)
+
+
+def test_the_end_is_a_runs_last_step_over_all_its_rows():
+    """One run has its rows' alignment at the start alone: it has none at the end."""
+    rows = []
+    for run, steps in (("lora-0", (0, 5)), ("dora-0", (0,))):
+        for step in steps:
+            for end in ("top", "bottom"):
+                rows += weight_rows(run, [0.1 + step / 10] * 2, step, f"row_alignment_{end}")
+    found = with_norms(rows, {"lora-0": {0: 0.0, 5: 1.0}, "dora-0": {0: 0.0, 5: 1.0}})
+    for run in ("lora-0", "dora-0"):
+        more = weights_table(weight_rows(run, [0.5] * 2, 5, "update_relative"))
+        found = pd.concat([found, more], ignore_index=True)
+    shown = draw("geometry", found)
+    column = shown.head.index("row_alignment_top")
+    assert {row[0]: row[column][:3] for row in shown.rows} == {"dora": "–", "lora": "0.6"}
+    assert "At step 5, the last one measured." in shown.text
+    shown = draw("row-alignment", found)
+    assert [one.label for panel in shown.panels for one in panel.series] == ["lora", "lora"]
+    assert "Measured at earlier steps alone: dora." in shown.text
+    with pytest.raises(ValueError, match="have it at earlier steps than their last one alone"):
+        draw("row-alignment", found[found["run"] == "dora-0"])
+
+
+def test_a_series_is_drawn_at_the_end_or_not_at_all():
+    rows = weight_rows("lora-0", [1.0, 2.0], 5, "update_sigma", at=1.0)
+    rows += weight_rows("dora-0", [1.0, 2.0], 0, "update_sigma", at=1.0)
+    found = with_norms(rows, {"lora-0": {5: 1.0}, "dora-0": {0: 1.0, 5: 1.0}})
+    shown = draw("update-spectra", found)
+    assert [one.label for one in shown.panels[0].series] == ["lora"]
+    assert "Measured at earlier steps alone: dora." in shown.text
+
+
+@pytest.mark.parametrize("value", [0.0, math.inf])
+def test_a_spectrum_without_a_value_to_draw_is_drawn_empty(tmp_path, value):
+    rows = weight_rows("lora-0", [value] * 2, 5, "update_sigma", at=1.0)
+    rows += weight_rows("lora-0", [0.5] * 2, 5, "head_energy")
+    rows += weight_rows("lora-0", [0.5] * 2, 5, "tail_energy")
+    found = with_norms(rows, {"lora-0": {5: value}})
+    shown = draw("update-spectra", found)
+    assert "Not drawn: " in shown.text
+    for ending in ("svg", "pdf"):
+        assert save(shown, tmp_path / f"a.{ending}")
+    if value:
+        return
+    assert "The update is zero: lora." in shown.text
+    for name in ("head-energy", "subspace-similarity"):
+        with pytest.raises(ValueError, match="; the update is zero in every run") as error:
+            draw(name, found)
+        assert "measure it" not in str(error.value)
+
+
+def test_infinite_values_and_places_at_zero_are_no_error(tmp_path):
+    style = METHOD_COLOURS["lora"]
+    for log in (True, False):
+        ends = Series("a", style, (0.0, 2.0), (1.0, math.inf), (0.0, 1.0), (math.inf, math.inf))
+        huge = Series("b", style, (0.0, 2.0), (1e100, 1e-100 if log else -1e100))
+        for categories in ((), ("x", "y", "z")):
+            panel = Panel("t", "x", "y", (ends, huge), log=log, log_x=not categories,
+                          levels=((math.inf, "chance"),), categories=categories)  # fmt: skip
+            render([panel]).savefig(tmp_path / "a.svg")
+    hidden = Panel("t", "x", "y", (Series("a", style, (0.0,), (1.0,)),), log_x=True)
+    render([hidden]).savefig(tmp_path / "a.svg")
+    assert "No values" in gist(Heat("t", "y", ("0",), ("m",), ((NAN,),), (0.0, 1.0)))
+
+
+def test_values_that_are_all_missing_are_said_to_be():
+    rows = weight_rows("lora-0", [NAN, NAN], 5) + weight_rows("rlpo-0", [1.0, 2.0], 5)
+    for total in (None, figures.root_of_squares):
+        found = lines(weights_table(rows), of_weights(weights_table(rows), "nss"), whole=total)
+        assert [one.label for one in found.series] == ["rlpo"]
+        assert found.notes[-1] == "Not drawn, as all its values are missing: lora."
+
+
 def test_the_last_step_is_each_runs_own():
     rows = [*weight_rows("lora-0", [1.0], 3), *weight_rows("lora-0", [2.0], 8),
             *weight_rows("rlpo-0", [7.0], 5)]  # fmt: skip
@@ -401,6 +493,58 @@ def test_scores_of_checkpoints_stand_at_their_steps(table):
     dora = next(one for one in panel.series if one.label == "dora")
     assert (panel.title, dora.x) == ("gsm8k", (5.0, 10.0))
     np.testing.assert_allclose((dora.y, dora.low), ((0.25, 0.3), (0.21, 0.26)))
+
+
+def checkpoint_scores(table):
+    (panel,) = draw("checkpoints", table).panels
+    return {one.label: dict(zip(one.x, one.y, strict=True)) for one in panel.series}
+
+
+def test_checkpoints_count_updates_and_scores_stand_at_training_steps(tmp_path):
+    run = write_run(tmp_path, "a", "lora", steps=3)
+    for step in (1, 2, 3):
+        checkpoint = write_checkpoint(run, step, 4 * step)
+        write_scores(run / "ev" / f"half-{step}", "gsm8k", checkpoint, step / 10)
+    write_scores(run / "ev/final", "gsm8k", run, 0.9)
+    assert checkpoint_scores(collect([tmp_path])) == {"lora": {1: 0.1, 2: 0.2, 3: 0.9}}
+    assert draw("scores", collect([tmp_path])).rows[-1][-1].startswith("0.900")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_step_of_a_lost_checkpoint_is_that_of_its_evaluation(tmp_path, damaged):
+    run = write_run(tmp_path, "a", "lora", steps=3, update_epochs=1, prompts_per_step=16,
+                    mini_batch_prompts=4)  # fmt: skip
+    lost = run / "checkpoints/checkpoint-4"
+    if damaged:
+        (write_checkpoint(run, 1, 4) / "orthora_checkpoint.json").write_text("{")
+    write_scores(run / "ev/step-1", "gsm8k", lost, 0.1)
+    write_scores(run / "other", "gsm8k", run / "checkpoints/checkpoint-8", 0.2)
+    write_scores(run / "another", "gsm8k", run / "checkpoints/checkpoint-9", 0.3)
+    write_scores(run / "theirs", "gsm8k", run / "global_step_50", 0.5)
+    write_scores(run / "end", "gsm8k", run / "adapter", 0.4)
+    found = checkpoint_scores(collect([tmp_path]))
+    assert found == {"lora": {1: 0.1, 2: 0.2, 3: 0.4, 50: 0.5}}  # no whole step has 9 updates
+
+
+def test_a_run_that_moved_keeps_the_steps_of_its_checkpoints(tmp_path):
+    old = tmp_path / "old-7"
+    run = write_run(tmp_path, "new-9", "lora", steps=3)
+    write_checkpoint(run, 2, 8)
+    write_scores(run / "ev/half", "gsm8k", old / "checkpoints/checkpoint-8", 0.1)
+    write_scores(run / "ev/final", "gsm8k", old, 0.2)
+    assert checkpoint_scores(collect([run])) == {"lora": {2: 0.1, 3: 0.2}}
+
+
+def test_steps_of_one_run_are_no_seeds(tmp_path):
+    """One run scored at steps 5 and 10, another at 5 alone: each has one last score."""
+    for name, steps in (("lora-0", (5, 10)), ("lora-1", (5,))):
+        run = write_run(tmp_path, name, "lora", seed=int(name[-1]))
+        for step in steps:
+            write_scores(run / f"eval/step-{step}", "gsm8k", run / f"checkpoints/checkpoint-{step}",
+                         0.1 * step / 5 + 0.01 * int(name[-1]))  # fmt: skip
+    cell = draw("scores", collect([tmp_path])).rows[-1][-1]
+    low, high = t_interval(np.array([0.2, 0.11]))
+    assert cell == f"0.155 [{low:.3f}, {high:.3f}]"
 
 
 def test_the_heat_map_is_the_median_by_layer_and_module(table):
@@ -560,6 +704,62 @@ def test_runs_of_other_settings_are_never_pooled_as_seeds(tmp_path):
     ]  # fmt: skip
 
 
+def test_schedules_and_watches_that_act_are_settings_of_their_own(tmp_path):
+    ways = {"constant": {}, "cosine": {"schedule": "cosine"}, "stop": {"watch_action": "stop"},
+            "back": {"watch_action": "rollback", "watch_lr_factor": 0.5},
+            "further": {"watch_action": "rollback", "watch_lr_factor": 0.25}}  # fmt: skip
+    for name, config in ways.items():
+        config = {"schedule": "constant", "watch_action": "warn", "watch_lr_factor": 0.5} | config
+        write_run(tmp_path, name, "lora", **config)
+    known = {source.name: source.setting for source in find([tmp_path])[0]}
+    assert known == {
+        "constant": "1e-3", "cosine": "1e-3, schedule cosine", "stop": "1e-3, watch_action stop",
+        "back": "1e-3, watch_action rollback, watch_lr_factor 0.5",
+        "further": "1e-3, watch_action rollback, watch_lr_factor 0.25",
+    }  # fmt: skip
+    assert {run.folder: run.setting for run in load_runs(tmp_path)} == known
+    shown = draw("reward", collect([tmp_path]))
+    assert "seeds" not in shown.text
+    assert len(shown.panels[0].series) == 5
+
+
+def test_rules_of_a_watch_matter_only_where_it_acts(tmp_path):
+    for name, action, rule in (("a", "warn", "x"), ("b", "warn", "y")):
+        write_run(tmp_path, name, "lora", seed=ord(name), watch_action=action, watch=[rule])
+    assert {source.setting for source in find([tmp_path])[0]} == {"1e-3"}
+    write_run(tmp_path, "c", "lora", watch_action="stop", watch=["x"])
+    write_run(tmp_path, "d", "lora", watch_action="stop", watch=["y"])
+    settings = {source.name: source.setting for source in find([tmp_path])[0]}
+    assert settings["a"] == settings["b"] == "1e-3"
+    assert settings["c"] == "1e-3, watch_action stop, watch ['x']"
+    assert settings["d"] == "1e-3, watch_action stop, watch ['y']"
+
+
+def test_runs_of_one_seed_are_never_counted_as_seeds(tmp_path):
+    for name, value in (("a", 0.2), ("b", 0.4)):
+        write_run(tmp_path, name, "lora", seed=1, score=value)
+    found = collect([tmp_path])
+    assert [group[0] for group in order_of(found)] == ["lora 1e-3, run a", "lora 1e-3, run b"]
+    assert [row[2] for row in draw("scores", found).rows[1:]] == ["1", "1"]
+    assert {row[1] for row in draw("best-rates", found).rows} == {"1e-3, run b"}
+    assert "seeds" not in draw("reward", found).text
+
+
+def test_a_rank_sweep_never_pools_unlike_alphas(tmp_path):
+    for rank, alpha in ((8, 16), (16, 16), (8, 32)):
+        write_run(tmp_path, f"{rank}-{alpha}", "lora", rank=rank, alpha=alpha, score=alpha / 100)
+    panel = draw("rank-sweep", collect([tmp_path])).panels[0]
+    assert {one.label: one.y for one in panel.series} == {
+        "lora 1e-3, alpha 16": (0.16, 0.16), "lora 1e-3, alpha 32": (0.32,),
+    }  # fmt: skip
+
+
+def test_a_run_that_is_given_twice_is_drawn_once(tmp_path):
+    write_run(tmp_path, "a", "lora")
+    (tmp_path / "link").symlink_to("a")
+    assert [s.name for s in find([tmp_path / "a", tmp_path / "link", tmp_path])[0]] == ["a"]
+
+
 def test_one_setting_is_not_repeated_in_labels_but_in_the_caption(table):
     assert [group[0] for group in order_of(table[table["module"] != ""])] == [
         "dora",
@@ -587,6 +787,92 @@ def test_other_tables_are_taken_whole(tmp_path):
     found = collect([], [path])
     assert {group[:2] for group in order_of(found)} == {("adapter", "pissa")}
     assert draw("angles", found).panels[0].series[0].label == "adapter"
+
+
+def test_one_name_in_two_tables_is_two_runs(tmp_path):
+    paths = []
+    for folder, method in (("x", "lora"), ("y", "rlpo")):
+        (tmp_path / folder).mkdir()
+        rows = geometry({"adapter": method, f"only-{folder}": method})
+        paths.append(write_table(tmp_path / folder / "t.parquet", [rows], {}))
+    found = collect([], paths)
+    assert {group[:2] for group in order_of(found)} == {
+        ("x/adapter", "lora"), ("y/adapter", "rlpo"), ("only-x", "lora"), ("only-y", "rlpo"),
+    }  # fmt: skip
+    assert set(collect([], [paths[0], paths[0]])["run"]) == {"adapter", "only-x", BASE}
+    same = write_table(tmp_path / "x/u.csv", [geometry({"adapter": "dct"})], {})
+    found = collect([], [paths[0], same])
+    assert {"t.parquet/adapter", "u.csv/adapter"} < set(found["run"])
+
+
+def test_a_table_adds_to_a_run_only_what_it_lacks(tmp_path):
+    write_run(tmp_path / "runs", "a", "lora")
+    (tmp_path / "x").mkdir()
+    path = write_table(tmp_path / "x/t.parquet", [geometry({"a": "lora", "lora": "lora"})], {})
+    found = collect([tmp_path / "runs"], [path])
+    assert [group[0] for group in order_of(found)] == ["lora", "lora (table)"]
+    assert set(found.loc[found["label"] == "lora", "run"]) == {"a"}
+    assert "angle_left" in set(found.loc[found["run"] == "a", "quantity"])
+    own = write_table(tmp_path / "runs/a/geometry.parquet", [geometry({"a": "lora"})], {})
+    assert set(collect([tmp_path / "runs"], [own])["run"]) == {"a", BASE}
+    found = collect([tmp_path / "runs"], [path])
+    assert set(found["run"]) == {"a", "x/a", "lora", BASE}
+
+
+@pytest.mark.parametrize("place", ["a", "."])
+def test_a_table_of_another_run_of_that_name_is_refused(tmp_path, place):
+    write_run(tmp_path, "a", "pissa")
+    path = write_table(tmp_path / place / "geometry.parquet", [geometry({"a": "lora"})], {})
+    with pytest.raises(ValueError, match=r"of another run of that name; measure again: .*/a$") as e:
+        collect([tmp_path / "a"])
+    assert "'lora'" in str(e.value)
+    path = path.rename(tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match="of another run of that name"):
+        collect([tmp_path / "a"], [path])
+    write_table(tmp_path / place / "geometry.parquet", [geometry({"a": ""})], {})
+    assert draw("angles", collect([tmp_path / "a"])).panels[0].series[0].label == "pissa"
+
+
+def test_tables_are_found_from_inside_a_run_through_links_and_above(tmp_path, monkeypatch):
+    for parent, name, method in (("x", "a", "lora"), ("y", "b", "rlpo")):
+        write_run(tmp_path / parent, name, method)
+    names = [tmp_path / "x/a", tmp_path / "y/b"]
+    write_table(tmp_path / "geometry.parquet", [geometry({"a": "lora", "b": "rlpo"})], {})
+    assert len(draw("angles", collect(names)).panels[0].series) == 2
+    (tmp_path / "geometry.parquet").rename(tmp_path / "x/geometry.parquet")
+    (tmp_path / "link").symlink_to(tmp_path / "x/a")
+    assert draw("angles", collect([tmp_path / "link"])).panels[0].series[0].label == "lora"
+    monkeypatch.chdir(tmp_path / "x/a")
+    found = collect([Path()])
+    assert draw("angles", found).panels[0].series[0].label == "lora"
+    assert set(found["run"]) == {"a", BASE}
+    assert set(collect([Path("../../y/b/.."), Path("..")])["run"]) == {"a", "b", BASE}
+
+
+def test_a_table_above_tells_runs_of_one_name_apart(tmp_path):
+    runs = [write_run(tmp_path / parent, "a", "lora", seed=ord(parent)) for parent in ("x", "y")]
+    write_table(tmp_path / "geometry.parquet", [geometry({"a": "lora"})], {})
+    assert "angle_left" not in set(collect(runs)["quantity"])  # it does not say whose it is
+    write_table(tmp_path / "geometry.parquet", [geometry({"x/a": "lora", "y/a": "lora"})], {})
+    found = collect(runs)
+    assert set(found[found["module"] != ""]["run"]) == {"x/a", "y/a", BASE}
+
+
+def test_starts_of_one_name_are_told_apart(tmp_path):
+    for parent in ("x", "y"):
+        write_start(tmp_path / parent / "start", "rlpo", 2.0)
+    rows = draw("init-cost", collect([tmp_path / "x/start", tmp_path / "y/start"])).rows
+    assert [row[1] for row in rows] == ["x/start", "y/start"]
+
+
+def test_an_unfinished_run_is_named_as_such(tmp_path):
+    write_run(tmp_path, "a", "lora")
+    (write_run(tmp_path, "b", "lora") / "result.json").unlink()
+    words = (
+        r"/b holds no result\.json: the run is unfinished; let it finish \(orthora train --resume\)"
+    )
+    with pytest.raises(ValueError, match=words):
+        run_figure(["reward", str(tmp_path / "a"), str(tmp_path / "b")])
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

@@ -303,6 +303,17 @@ def test_lower_rate_base_and_seed_sentences(study):
     assert "One seed per setting: differences inside the intervals tell nothing" in text
 
 
+def test_another_schedule_at_the_same_rate_is_no_lower_rate(tmp_path):
+    for method in ("lora", "pissa"):
+        make(tmp_path, method, 0.5)
+    folder = make(tmp_path, "pissa", 0.6, seed=9)
+    (folder / "config.toml").write_text('schedule = "cosine"\n')
+    text = joined(tmp_path)
+    assert "pissa: pass@1 0.500 at 1e-5 and 0.600 at 1e-5, schedule cosine, +0.100 with" in text
+    assert "with the other setting" in text
+    assert "at the lower rate" not in text
+
+
 def test_adaptive_runs_are_a_setting_of_their_own(tmp_path):
     """They begin at a fixed run's learning rate, and are never pooled with it."""
     make(tmp_path, "lora", 0.5)

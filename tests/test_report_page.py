@@ -5,17 +5,20 @@ import itertools
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from figure_data import ALL_MODULES, geometry, write_run
 
+from orthora.figures import catalogue
 from orthora.figures.catalogue import draw
 from orthora.figures.panels import numbers_of
 from orthora.figures.source import collect
 from orthora.figures.style import INK
 from orthora.figures.svg import DARK, contrast, on_dark
-from orthora.report import write_report
+from orthora.report import measured, write_report
+from orthora.report import page as report_page
 from orthora.report.style import CSS
 from orthora.table import write_table
 
@@ -145,6 +148,47 @@ def test_what_is_missing_is_named_with_its_command(root, tmp_path):
     assert rest.count("<li>") == 2
     assert "figure 'angles' needs angle_left" in rest
     assert "'subspace-similarity' needs subspace_similarity at 2 steps or more" in rest
+
+
+def test_a_zero_update_leaves_the_page_whole(root, tmp_path):
+    shutil.copytree(root, tmp_path / "runs")
+    table = geometry(RUNS)
+    table.loc[table["quantity"].str.startswith("update_"), "value"] = 0.0
+    write_table(tmp_path / "runs/geometry.parquet", [table], {})
+    text = html.unescape(page_of(tmp_path / "runs"))
+    assert "The update is zero: dora, lora, rlpo." in text
+    rest = text.split("<h3>Not drawn</h3>")[1].split("</section>")[0]
+    assert "'head-energy' needs head_energy" in rest
+    assert "the update is zero in every run" in rest
+    assert "measure it" not in rest
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("angles", "figure 'angles' can't be drawn: RuntimeError no <pen>"),
+        ("held-out", "figure 'held-out' can't be drawn: RuntimeError no <pen>"),
+        ("reward", "Reward can't be drawn: RuntimeError no <pen>"),
+    ],
+)
+def test_a_figure_that_fails_is_named_and_the_page_goes_on(root, page, monkeypatch, name, words):
+    def fail(*_, **__):
+        raise RuntimeError("no <pen>\nat all")
+
+    def unless(chart):
+        return lambda runs, quantity, *more: (fail if quantity == name else chart)(
+            runs, quantity, *more
+        )
+
+    entry = measured._NAMED[name]
+    monkeypatch.setitem(measured._NAMED, name, replace(entry, draw=fail))
+    monkeypatch.setattr(catalogue, "_NAMES", {**catalogue._NAMES, name: replace(entry, draw=fail)})
+    monkeypatch.setattr(report_page, "chart_html", unless(report_page.chart_html))
+    text = page_of(root)
+    assert html.escape(words) in text
+    assert "<pen>" not in text
+    assert len(Page(page).headings) - 2 <= len(Page(text).headings)
+    assert text.count("<svg") < page.count("<svg")
 
 
 def test_a_damaged_table_is_an_error(root, tmp_path):

@@ -141,7 +141,9 @@ def _rates(used: Sequence[Row]) -> list[str]:
         high, *others = (rate for rate in _ordered(used) if (method, rate) in groups)
         for rate in others:
             (before, wide), (after, other) = groups[method, high], groups[method, rate]
-            which = "with adaptive-kl" if rate.startswith("adaptive-kl") else "at the lower rate"
+            same_rate = rate.partition(", ")[0] == high.partition(", ")[0]
+            which = "with the other setting" if same_rate else "at the lower rate"
+            which = "with adaptive-kl" if rate.startswith("adaptive-kl") else which
             texts.append(
                 f"{method}: pass@1 {before:.3f} at {high} and {after:.3f} at {rate}, "
                 f"{after - before:+.3f} {which} ({clear_text(wide, other)})."

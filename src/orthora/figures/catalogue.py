@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from orthora.figures import geometry, maps, scores, tables, training
 from orthora.figures.lines import (
+    OF_UPDATE,
     of_base,
     of_course,
     of_end,
@@ -213,8 +214,8 @@ def _missing(entry: Entry, quantity: str, table: Frame, runs: str) -> str:
     if entry.source == "base" and table.attrs.get("bases"):
         return (f"{entry.kind} {entry.name!r} shows one base model, and the runs have several; "
                 "give the runs of one model at a time")  # fmt: skip
-    if entry.source == "weights" and len(_measured(table, quantity)):
-        return f"{entry.kind} {entry.name!r} needs {what}; {_lack(table, quantity)}"
+    if entry.source == "weights" and (why := _lack(table, quantity)):
+        return f"{entry.kind} {entry.name!r} needs {what}; {why}"
     if entry.source in ("weights", "base"):
         return f"{start}; measure it: orthora measure {runs}"
     if entry.source == "starts":
@@ -233,10 +234,13 @@ def _measured(table: Frame, quantity: str) -> Frame:
 
 
 def _lack(table: Frame, quantity: str) -> str:
-    """Why rows that were measured can't be shown."""
-    if not len(of_weights(table, quantity)):
+    """Why a quantity of weights that were measured can't be shown; empty if they were not."""
+    still = {*_measured(table, "update_norm")["label"]} == {*(zero := without_update(table))}
+    if zero and still and quantity in OF_UPDATE:
         return "the update is zero in every run that was measured, so there is none"
-    return "the runs have it at earlier steps than their last one alone"
+    if len(_measured(table, quantity)):
+        return "the runs have it at earlier steps than their last one alone"
+    return ""
 
 
 def _left_out(entry: Entry, table: Frame, without: Sequence[str]) -> list[str]:

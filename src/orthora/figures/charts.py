@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from orthora.figures.axes import dress
 from orthora.figures.html import numbers_html, swatch_svg
 from orthora.figures.lines import running_mean
 from orthora.figures.panels import number
-from orthora.figures.render import drawable, dress
+from orthora.figures.render import drawable
 from orthora.figures.style import DEFAULT_STYLE, METHOD_COLOURS, RATE_LINES, SCREEN, Style
 from orthora.figures.svg import to_svg
 

@@ -19,7 +19,8 @@ class FigureOptions:
     """Draw a figure or a table from runs. ``orthora figure list`` says which there are.
 
     Figures need training logs, held-out scores, or the tables that `orthora measure` leaves in run
-    folders or the folder above them. Seeds of one setting are drawn as their mean with an interval.
+    folders, the folder above them or the one that all of them lie in. Seeds of one setting are
+    drawn as their mean with an interval.
     """
 
     name: Annotated[str, tyro.conf.Positional]

@@ -39,7 +39,7 @@ def _by_step(
         rows = rows.assign(value=1 - rows["value"])
     drawn = lines(table, rows, whole=root_of_squares if total else None)
     panel = Panel(title, _STEP, ylabel, drawn.series, log=log, whole=True, levels=levels)
-    if any(sum(y > 0 or not log for y in one.y) > 1 for one in drawn.series):
+    if not drawn.series or any(sum(y > 0 or not log for y in s.y) > 1 for s in drawn.series):
         return panel, drawn.notes
     note = "One step has a value: for a course, train with save_every > 0 and measure again."
     return as_dots(panel), (end_note(rows), *drawn.notes, note)

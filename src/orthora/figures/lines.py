@@ -14,7 +14,7 @@ from orthora.figures.style import Style, styles_of
 from orthora.stats import t_interval
 from orthora.table import BASE
 
-_OF_UPDATE = frozenset(
+OF_UPDATE = frozenset(
     {
         "alignment",
         "effective_rank",
@@ -50,7 +50,7 @@ def of_weights(table: Frame, quantity: str) -> Frame:
     """
     own = (table["quantity"] == quantity) & (table["module"] != "") & (table["run"] != BASE)
     rows = table[own]
-    if quantity not in _OF_UPDATE or not len(rows):
+    if quantity not in OF_UPDATE or not len(rows):
         return rows
     still = table[(table["quantity"] == "update_norm") & (table["module"] != "")]
     still = pd.MultiIndex.from_frame(still.loc[still["value"] == 0, _WEIGHT])

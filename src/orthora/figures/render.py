@@ -7,8 +7,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from orthora.figures.panels import Heat, Panel, Series, number, place_text
-from orthora.figures.style import BASE_STYLE, GRID, INK, PAPER, SCREEN, SINGLE, Style
+from orthora.figures.axes import dress, log_places
+from orthora.figures.panels import Heat, Panel, Series
+from orthora.figures.style import BASE_STYLE, INK, PAPER, SCREEN, SINGLE, Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,10 +120,11 @@ def _draw_panel(axes: Axes, panel: Panel, screen: bool) -> None:
         _limit(axes, panel)
     if panel.categories:
         _categories(axes, panel)
-    dress(axes, panel.title, panel.ylabel, panel.log and drawn, xlabel=panel.xlabel, whole=panel.whole,
-          sideways=bool(panel.categories), pad=3 if not screen else None)  # fmt: skip
+    dress(axes, panel.title, panel.ylabel, panel.log and drawn, xlabel=panel.xlabel,
+          whole=panel.whole, sideways=bool(panel.categories),
+          pad=3 if not screen else None)  # fmt: skip
     if panel.log_x and panel.series:
-        _log_places(axes, panel)
+        log_places(axes, panel)
 
 
 def _draw_line(
@@ -235,74 +237,3 @@ def swatch(style: Style) -> Figure:
     axes.plot([0.1, 1, 1.9], [0, 0, 0], color=style.colour, ls=style.line, lw=2)
     axes.plot([1], [0], color=style.colour, marker=style.marker, ms=7, mec="white", mew=0.6)
     return figure
-
-
-def dress(
-    axes: Axes,
-    title: str,
-    ylabel: str,
-    log: bool,
-    *,
-    xlabel: str = "training step",
-    whole: bool = True,
-    sideways: bool = False,
-    pad: float | None = None,
-) -> None:
-    """Title, labels, grid and ticks.
-
-    Args:
-        axes: what to dress.
-        title: heading.
-        ylabel: of the values.
-        log: whether the values are logarithmic.
-        xlabel: of the places.
-        whole: the places are whole numbers.
-        sideways: values run to the right, and the places are named already.
-        pad: points between heading and chart.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_title(title, loc="left", fontweight="bold", color=INK, pad=pad)
-    axes.set_xlabel(ylabel if sideways else xlabel, color=INK)
-    if not sideways:
-        axes.set_ylabel(ylabel, color=INK)
-    if whole and axes.get_xscale() != "log":
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    if log:
-        _log_ticks(axes, sideways)
-    axes.grid(color=GRID, lw=0.8, axis="x" if sideways else "both")
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, length=3)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(INK)
-
-
-def _log_places(axes: Axes, panel: Panel) -> None:
-    """Logarithmic axis of the places, with a tick at each of them, or at some."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    places = sorted({x for series in panel.series for x in series.x if 0 < x < math.inf})
-    if not places:
-        return
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(places[:: math.ceil(len(places) / 6) or 1]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: place_text(x)))
-    axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
-
-
-def _log_ticks(axes: Axes, sideways: bool = False) -> None:
-    """Logarithmic axis of the values with plain numbers, also where it spans less than a decade."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    (axes.set_xscale if sideways else axes.set_yscale)("log")
-    axis = axes.xaxis if sideways else axes.yaxis
-    low, high = axes.get_xlim() if sideways else axes.get_ylim()
-    if not 0 < low < high < math.inf:
-        return
-    decades = math.log10(high / low)
-    subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.5 else tuple(range(1, 10))
-    axis.set_major_locator(LogLocator(subs=subs, numticks=7))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    axis.set_minor_formatter(NullFormatter())

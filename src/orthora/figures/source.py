@@ -7,7 +7,7 @@ and ``seed``. Rows of training have layer -1 and no module; rows of weights alwa
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +113,9 @@ def _evaluation_rows(view: EvalView, place: Path, sources: Iterable[Source]) -> 
             break
     else:
         return []
-    step = _step_of(subject, place, folder)
+    step = _step_of(subject, place, source)
     if step is None:
-        step = int(source.view.result.get("steps") or 0)
+        return []
     low, high = view.scores["interval"]
     values = (("", view.scores["pass_at_1"]), ("_low", low), ("_high", high))
     return [
@@ -125,20 +125,20 @@ def _evaluation_rows(view: EvalView, place: Path, sources: Iterable[Source]) -> 
     ]
 
 
-def _step_of(subject: Path, place: Path, run: Path) -> int | None:
-    """Training steps done of the checkpoint that was evaluated; None if it was the end of the run.
+def _step_of(subject: Path, place: Path, source: Source) -> int | None:
+    """Training steps done of what was evaluated; None if no record says.
+
+    Folders ``checkpoint-N`` count updates of the optimizer, several of which make a step.
 
     Args:
-        subject: what was evaluated.
-        place: folder of the evaluation, which `orthora eval` names after the step.
-        run: folder of the run.
-
-    Raises:
-        ValueError: if it was a checkpoint, and no record is left of its step.
+        subject: what was evaluated, a checkpoint or the end of a run.
+        place: folder of the evaluation; `orthora eval` calls it ``step-N``.
+        source: the run.
     """
+    run = source.folder.resolve()
     found = _CHECKPOINT.fullmatch(subject.name)
     if subject == run or found is None:
-        return None
+        return int(source.view.result.get("steps") or 0)
     if not subject.name.startswith("checkpoint"):
         return int(found[1])
     for checkpoint in (subject, run / "checkpoints" / subject.name):
@@ -148,12 +148,19 @@ def _step_of(subject: Path, place: Path, run: Path) -> int | None:
             if (checkpoint / MARKER).is_file() and damage(checkpoint) is None:
                 return step_of(checkpoint)
     named = re.fullmatch(r"step-(\d+)", place.name)
-    if named is None:
-        raise ValueError(
-            f"{place} scores {subject}, which is gone or damaged, so its training step is not "
-            "known; name the folder step-N after that step, or move it away"
+    return int(named[1]) if named else _step_after(int(found[1]), source.view.config)
+
+
+def _step_after(updates: int, config: Mapping[str, Any]) -> int | None:
+    """Training steps that some updates make, if the config says."""
+    try:
+        epochs, prompts, batch = (
+            int(config[key]) for key in ("update_epochs", "prompts_per_step", "mini_batch_prompts")
         )
-    return int(named[1])
+        step, rest = divmod(updates, epochs * prompts // batch)
+    except (KeyError, ValueError, ZeroDivisionError):
+        return None
+    return None if rest else step
 
 
 def _start_rows(folder: Path, name: str) -> list[Row]:
@@ -179,7 +186,9 @@ def _labelled(table: Frame, sources: Sequence[Source]) -> Frame:
     known = {one.name: one for one in sources}
     one_setting = len({one.setting for one in sources}) == 1
     shown = {one.name: "" if one_setting else one.setting for one in sources}
-    labels = {name: f"{one.view.method or name} {shown[name]}".strip() for name, one in known.items()}
+    labels = {
+        name: f"{one.view.method or name} {shown[name]}".strip() for name, one in known.items()
+    }
     added = {}
     for run in table["run"].unique():
         source = known.get(run)

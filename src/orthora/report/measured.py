@@ -25,10 +25,10 @@ def scores_html(table: Frame) -> str:
     Args:
         table: as `orthora.figures.source.collect` gives it.
     """
-    drawn = [_NAMED[name] for name in _SCORES if not missing(_NAMED[name], table)]
-    if not drawn:
+    parts, lacks, broken = _sorted(_SCORES, table)
+    if len(lacks) == len(_SCORES):
         return '<p class="soft">No run has a held-out score; train with eval_problems > 0.</p>'
-    return _grid([_shown(entry, table) for entry in drawn])
+    return f"{_grid(parts)}\n{_not_drawn(broken)}".rstrip()
 
 
 def geometry_html(table: Frame, folder: str) -> str:
@@ -38,18 +38,39 @@ def geometry_html(table: Frame, folder: str) -> str:
         table: as `orthora.figures.source.collect` gives it.
         folder: of the runs, for that command.
     """
-    lacks = {name: missing(_NAMED[name], table, folder) for name in _GEOMETRY}
-    names = [name for name, why in lacks.items() if not why]
-    if not names:
+    looks = styles(table[table["module"] != ""])
+    parts, lacks, broken = _sorted(_GEOMETRY, table, folder, list(looks))
+    if not (table["module"] != "").any():
         command = escape(f"orthora measure {folder}")
         return f'<p class="soft">The weights were not measured. Do it: <code>{command}</code></p>'
-    looks = styles(table[table["module"] != ""])
     legend = f'<ul class="legend">{items_html(looks, "geometry")}</ul>'
-    parts = [_shown(_NAMED[name], table, list(looks)) for name in names]
-    reasons = [why for why in lacks.values() if why]
+    return f"{legend}\n{_grid(parts)}\n{_not_drawn([*broken, *lacks])}"
+
+
+def _sorted(
+    names: Sequence[str], table: Frame, folder: str = "RUN...", listed: Sequence[str] = ()
+) -> tuple[list[str], list[str], list[str]]:
+    """The figures that can be drawn, what the others lack, and what failed while it was drawn."""
+    parts, lacks, broken = [], [], []
+    for entry in map(_NAMED.__getitem__, names):
+        try:
+            if why := missing(entry, table, folder):
+                lacks.append(why)
+            else:
+                parts.append(_shown(entry, table, listed))
+        except Exception as error:  # one figure must not cost the page
+            broken.append(f"{entry.kind} {entry.name!r} can't be drawn: {error_text(error)}")
+    return parts, lacks, broken
+
+
+def error_text(error: Exception) -> str:
+    """Kind and first line of an error."""
+    return f"{type(error).__name__} {(str(error).splitlines() or [''])[0]}".strip()
+
+
+def _not_drawn(reasons: Sequence[str]) -> str:
     rest = "".join(f"<li>{escape(why)}</li>" for why in reasons)
-    more = f'<h3>Not drawn</h3>\n<ul class="prose soft">{rest}</ul>' if rest else ""
-    return f"{legend}\n{_grid(parts)}\n{more}"
+    return f'<h3>Not drawn</h3>\n<ul class="prose soft">{rest}</ul>' if rest else ""
 
 
 def _grid(parts: Sequence[str]) -> str:

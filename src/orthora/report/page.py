@@ -12,7 +12,7 @@ from orthora.figures import CHARTS, chart_html, legend_html
 from orthora.figures.html import table_html
 from orthora.figures.source import collect
 from orthora.findings import findings
-from orthora.report.measured import geometry_html, scores_html
+from orthora.report.measured import error_text, geometry_html, scores_html
 from orthora.report.notes import EVAL_NOTES, NOTES
 from orthora.report.style import style_sheet
 from orthora.runs import COLUMNS, RunView, Table, flatten, join_names, load_runs, summary_rows
@@ -98,8 +98,17 @@ def _charts_html(runs: Sequence[RunView]) -> str:
         f'<p class="soft">No steps recorded: {escape(join_names(missing))}.</p>' if missing else ""
     )
     smooth = max(1, max(len(run.metrics) for run in drawn) // 12)
-    charts = "\n".join(chart_html(drawn, *chart, smooth) for chart in CHARTS)
+    charts = "\n".join(_chart_html(drawn, chart, smooth) for chart in CHARTS)
     return f'{note}<ul class="legend">{legend_html(drawn)}</ul>\n<div class="charts">{charts}</div>'
+
+
+def _chart_html(runs: Sequence[RunView], chart: tuple[str, str, str, bool], smooth: int) -> str:
+    """A chart, or the reason why it can't be drawn."""
+    try:
+        return chart_html(runs, *chart, smooth)
+    except Exception as error:  # one chart must not cost the page
+        why = f"{chart[1]} can't be drawn: {error_text(error)}"
+        return f'<p class="soft">{escape(why)}</p>'
 
 
 def _run_html(run: RunView) -> str:
