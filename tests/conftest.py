@@ -236,3 +236,19 @@ def _tokenizer() -> Callable[[], Qwen2Tokenizer]:
 @pytest.fixture(name="save_model", scope="session")
 def _save_model() -> Callable[..., Path]:
     return save_model
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under ``--dist loadgroup``, put the group of a test into its id, where xdist looks for it.
+
+    xdist 3.8 writes it to an attribute that pytest 9.2 no longer reads, so that groups were spread
+    over the workers without a word, and what all tests of a group look at was made by each.
+    """
+    if not getattr(config.option, "loadgroup", False):
+        return
+    from _pytest.nodeid import coerce_node_id
+
+    for item in items:
+        mark = item.get_closest_marker("xdist_group")
+        if mark is not None and not item.nodeid.endswith(f"@{mark.args[0]}"):
+            item._id = coerce_node_id(f"{item.nodeid}@{mark.args[0]}")
