@@ -9,7 +9,6 @@ import pytest
 
 from orthora.table import (
     COLUMNS,
-    QUANTITIES,
     Row,
     columns_markdown,
     frame,
@@ -90,7 +89,3 @@ def test_the_documentation_is_rendered_from_the_table(part, rendered):
     text = DOCS.read_text(encoding="utf-8")
     shown = text.split(f"<!-- {part} -->\n", 1)[1].split(f"<!-- /{part} -->", 1)[0]
     assert shown.strip() == rendered()
-
-
-def test_every_quantity_is_explained():
-    assert all(f"| `{name}` | " in quantities_markdown() for name in QUANTITIES)

@@ -21,10 +21,10 @@ from rich.live import Live
 from rich.table import Table
 
 from orthora.config import TrainConfig, build, read_toml, to_toml
-from orthora.measure import NAME as TABLE
 from orthora.measure import measure
 from orthora.report import load_runs, print_table, write_report
 from orthora.store import read_metrics
+from orthora.table import NAME
 from orthora.train.progress import describe
 
 SHARED_RATE = 1e-3
@@ -110,7 +110,7 @@ def demo(
 def _measure(out: Path, configs: list[TrainConfig], *, anew: bool) -> None:
     """Write the table of what training did to the weights of all finished runs."""
     finished = [config.out for config in configs if _status(Path(config.out)) == "finished"]
-    table = out / TABLE
+    table = out / NAME
     if anew:
         table.unlink(missing_ok=True)
     if finished and not table.exists():

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 
 from orthora.store import replacing
 
+NAME = "geometry.parquet"
+"""Of the table that `orthora measure` leaves beside what it measured."""
 BASE = "base"
 """The run under which the base model's own weights stand, at step 0."""
 COLUMNS: Mapping[str, str] = {

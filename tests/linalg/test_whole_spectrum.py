@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from orthora.linalg import whole
+from orthora.linalg.davidson import leading
 from orthora.linalg.geometry import energy_shares, principal_angles, spectral_shift
 from orthora.linalg.updates import Dense, LowRank
-from orthora.linalg.whole import Change, decompose, leading
+from orthora.linalg.whole import Change, decompose
 
 SHAPES = [(40, 30), (30, 40), (33, 33)]
 Q = 6

@@ -9,7 +9,7 @@ from orthora.adapters.export import RECORD_NAME
 from orthora.adapters.intact import check_adapter
 from orthora.adapters.layouts import Layouts as Layouts
 from orthora.adapters.sources import Source
-from orthora.adapters.stored import Factored, Merged, Whole, check_names
+from orthora.adapters.stored import Difference, Factored, Merged, check_names
 from orthora.adapters.stored import Rows as Rows
 from orthora.adapters.stored import Saved as Saved
 from orthora.checkpoint import open_checkpoint, open_tensors
@@ -52,7 +52,7 @@ def open_model(folder: Path, layouts: Layouts) -> Saved:
     theirs = Layouts(other).linear()
     sources = layouts.linear()
     check_names(folder, set(theirs), set(sources))
-    return Whole(folder, sources, {name: (source, other) for name, source in theirs.items()})
+    return Difference(folder, sources, {name: (source, other) for name, source in theirs.items()})
 
 
 def open_exact(folder: Path, file: Path, layouts: Layouts) -> Saved:
@@ -78,7 +78,7 @@ def open_exact(folder: Path, file: Path, layouts: Layouts) -> Saved:
         name: (Source(source.slot, (f"model/{source.slot.key}",), source.slot.expert), tensors)
         for name, source in sources.items()
     }
-    return Whole(folder, sources, pairs)
+    return Difference(folder, sources, pairs)
 
 
 def _check_start(folder: Path, config: PeftConfig) -> None:

@@ -183,7 +183,7 @@ class Merged(Saved):
             return Dense((after - before).float())
 
 
-class Whole(Saved):
+class Difference(Saved):
     """Trained weights, less the base's."""
 
     def __init__(

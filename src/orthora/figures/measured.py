@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orthora.figures.folders import Source, absolute, unique_names
-from orthora.table import BASE, read_table
-
-NAME = "geometry.parquet"
-"""Name under which `orthora measure` leaves its table."""
+from orthora.table import BASE, NAME, read_table
 
 
 class Measured:

@@ -1,8 +1,8 @@
 """An update of a weight: a product of thin factors, or a whole matrix.
 
 ``dW = X Y`` with X (m, k) and Y (k, n): k is r for ``s B A``, and 2r for ``s (B A - B0 A0)`` with
-X = s [B - B0, B0], Y = [A; A - A0]. Everything that can be is read off the factors; only `rows`
-forms dW, a block at a time. A dense update answers the same questions.
+X = s [B - B0, B0], Y = [A; A - A0]. Everything that can be is read off the factors; only
+`added_to` forms dW, a block of rows at a time. A dense update answers the same questions.
 
 Inner products are taken in float64. Dimension legend: m = out features, n = in features, k = inner
 dimension, q = number of singular pairs looked at.
@@ -90,10 +90,6 @@ class LowRank:
         _, S, Vh = torch.linalg.svd(self._left @ R.mT, full_matrices=False)
         return basis @ Vh[: _count(S, rank)].mT
 
-    def rows(self, start: int, stop: int) -> Float[Tensor, "b n"]:
-        """Rows of dW in float32."""
-        return self.X[start:stop].float() @ self.Y.float()
-
     def added_to(self, block: Float[Tensor, "b n"], start: int) -> Float[Tensor, "b n"]:
         """A block of W's rows in float32, moved by dW; the block stays as it is."""
         X = self.X[start : start + len(block)]
@@ -120,6 +116,11 @@ class Dense:
         """The transpose."""
         return Dense(self.D.mT)
 
+    @cached_property
+    def _eigen(self) -> tuple[Tensor, Tensor]:
+        """Of the Gram matrix of the short side, ascending."""
+        return torch.linalg.eigh(gram(tall(self.D.detach()), bf16=False, dtype=torch.float64))
+
     def values(self) -> Float[Tensor, " q"]:
         """Singular values, descending; above a short side of 512 from the Gram matrix.
 
@@ -127,10 +128,7 @@ class Dense:
         """
         if min(self.shape) <= _SIDE:
             return torch.linalg.svdvals(double(tall(self.D)))
-        squares = torch.linalg.eigvalsh(
-            gram(tall(self.D.detach()), bf16=False, dtype=torch.float64)
-        )
-        return squares.clamp_min(0.0).sqrt().flip(0)
+        return self._eigen[0].clamp_min(0.0).sqrt().flip(0)
 
     def norm(self) -> float:
         """``|D|_F``."""
@@ -146,21 +144,16 @@ class Dense:
 
     def inputs(self, rank: int) -> Float[Tensor, "n q"]:
         """The top right singular vectors, at most ``rank`` and as many as are not zero."""
-        A = tall(self.D.detach())
-        values, vectors = torch.linalg.eigh(gram(A, bf16=False, dtype=torch.float64))
+        values, vectors = self._eigen
         count = _count(values.clamp_min(0.0).sqrt().flip(0), rank)
         short = vectors.flip(1)[:, :count]
         if self.shape[0] >= self.shape[1]:
             return short
-        return torch.linalg.qr(double(A) @ short)[0]
-
-    def rows(self, start: int, stop: int) -> Float[Tensor, "b n"]:
-        """Rows of dW in float32."""
-        return self.D[start:stop].detach().float()
+        return torch.linalg.qr(double(tall(self.D)) @ short)[0]
 
     def added_to(self, block: Float[Tensor, "b n"], start: int) -> Float[Tensor, "b n"]:
         """A block of W's rows in float32, moved by dW; the block stays as it is."""
-        return block.float() + self.rows(start, start + len(block))
+        return block.float() + self.D[start : start + len(block)].detach().float()
 
 
 Update = LowRank | Dense

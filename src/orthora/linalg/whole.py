@@ -11,7 +11,6 @@ of that matrix: to a short side of 512 they are computed, above only where asked
 shift is bounded instead.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -20,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from orthora.linalg.davidson import leading
 from orthora.linalg.geometry import principal_angles, spectral_shift
 from orthora.linalg.gram import gram, tall
 from orthora.linalg.subspace import check_weight
@@ -27,9 +27,6 @@ from orthora.linalg.updates import Dense, LowRank, Update, blocks, double
 
 _SVD_SIDE = 128
 _VALUES_SIDE = 512  # short side to which all singular values after an update are found
-_GUARDS = 16  # further Ritz pairs that are carried along
-_SWEEPS = 12  # of corrections, before the whole matrix is decomposed
-_DONE = 1e-13  # residual, relative to the largest eigenvalue
 _CACHED = 1 << 17  # entries of a block that is converted to float64
 _FLOOR = 64.0  # units of rounding of the largest eigenvalue: a smaller one is noise
 
@@ -85,8 +82,8 @@ class Whole:
         """Singular vectors of the long side."""
         if self.long is not None:
             return self.long[:, columns]
-        images = product(self.A, self.short[:, columns])
-        return torch.linalg.qr(images)[0] * _signs(images)
+        Q, R = torch.linalg.qr(product(self.A, self.short[:, columns]))
+        return torch.where(R.diagonal() < 0, -Q, Q)  # QR turns some of the directions about
 
 
 def decompose(W: Float[Tensor, "m n"]) -> Whole:
@@ -264,70 +261,6 @@ def _lower(whole: Whole, values: Tensor, trace: float) -> float:
     return (shifted + rest**2) ** 0.5 / whole.norm
 
 
-def leading(
-    values: Float[Tensor, " k"],
-    P: Float[Tensor, "k r"],
-    R: Float[Tensor, "k r"],
-    K: Float[Tensor, "r r"],
-    q: int,
-) -> tuple[Float[Tensor, " q"], Float[Tensor, "k q"]]:
-    """Largest eigenpairs of ``diag(values) + P R' + R P' + R K R'``, by Davidson's corrections.
-
-    The search begins in the span of the leading coordinates and of all that the update touches.
-    Outside of it the matrix is no larger than the largest of ``values`` left out, so that no pair
-    is missed where the q-th one is above that; otherwise the whole matrix is decomposed.
-
-    Args:
-        values: (k,) descending.
-        P: (k, r).
-        R: (k, r).
-        K: (r, r) symmetric.
-        q: how many.
-
-    Returns:
-        (q,) descending and (k, q).
-    """
-
-    def times(C: Tensor) -> Tensor:
-        inner = R.mT @ C
-        return values[:, None] * C + P @ inner + R @ (P.mT @ C + K @ inner)
-
-    k, most = len(values), q + _GUARDS
-    limit = _DONE * float(values[0]) * k**0.5
-    if most + 2 * P.shape[1] < k:
-        floor = float(values[most])
-        basis = torch.linalg.qr(torch.cat([torch.eye(k, most, dtype=values.dtype), P, R], 1))[0]
-        found = _corrected(values, times, basis, q, limit)
-        if found is not None and float(found[0][-1]) >= floor:
-            return found
-    whole = times(torch.eye(k, dtype=values.dtype))
-    theta, Z = torch.linalg.eigh((whole + whole.mT) / 2)
-    return theta.flip(0)[:q], Z.flip(1)[:, :q]
-
-
-def _corrected(
-    values: Tensor, times: Callable[[Tensor], Tensor], basis: Tensor, q: int, limit: float
-) -> tuple[Tensor, Tensor] | None:
-    """Leading pairs from a growing basis; None where they don't settle."""
-    images = times(basis)
-    for _ in range(_SWEEPS):
-        theta, Z = torch.linalg.eigh(basis.mT @ images)
-        theta, Z = theta.flip(0)[: q + _GUARDS], Z.flip(1)[:, : q + _GUARDS]
-        residual = images @ Z - (basis @ Z) * theta
-        if float(torch.linalg.vector_norm(residual[:, :q], dim=0).max()) <= limit:
-            return theta[:q], torch.linalg.qr(basis @ Z[:, :q])[0]
-        gap = theta - values[:, None]
-        step = residual / torch.where(gap.abs() < limit, limit, gap)
-        for _ in range(2):
-            step = step - basis @ (basis.mT @ step)
-        step = torch.linalg.qr(step)[0]
-        if basis.shape[1] + step.shape[1] > len(values):
-            return None
-        basis = torch.cat([basis, step], 1)
-        images = torch.cat([images, times(step)], 1)
-    return None
-
-
 def product(A: Float[Tensor, "p k"], B: Float[Tensor, "k q"]) -> Float[Tensor, "p q"]:
     """``A B`` in float64, A converted by blocks of rows that stay in cache."""
     return torch.cat([double(A[i:j]) @ B for i, j in blocks(A.shape[0], A.shape[1], _CACHED)])
@@ -344,9 +277,3 @@ def transposed_product(A: Float[Tensor, "p k"], B: Float[Tensor, "p q"]) -> Floa
 def _sum(A: Tensor, update: LowRank | Dense) -> Tensor:
     change = update.X.double() @ update.Y.double() if isinstance(update, LowRank) else update.D
     return double(A) + double(change)
-
-
-def _signs(images: Tensor) -> Tensor:
-    """Of the diagonal that QR gave to nearly orthogonal columns, to keep their directions."""
-    diagonal = torch.linalg.qr(images, mode="r")[1].diagonal()
-    return torch.where(diagonal < 0, -1.0, 1.0).to(images)

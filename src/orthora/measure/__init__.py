@@ -1,5 +1,4 @@
 """Runs, adapters and whole models -> one tidy table of what training did to the weights."""
 
-from orthora.measure.run import NAME as NAME
 from orthora.measure.run import Measured as Measured
 from orthora.measure.run import measure as measure

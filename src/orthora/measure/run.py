@@ -14,11 +14,9 @@ from orthora.measure.job import Job
 from orthora.measure.parts import Parts
 from orthora.measure.subjects import Subject, find, home
 from orthora.measure.weights import Options
-from orthora.table import check_ending, write_table
+from orthora.table import NAME, check_ending, write_table
 
-NAME = "geometry.parquet"
-"""Of a table beside what it measures."""
-_SPACE = 8  # bytes of workspace per byte of a float32 weight, measured
+_SPACE = 11  # bytes per byte of the largest float32 weight: the benchmark's peak less the imports'
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,15 @@ def measure(
     checkpoint = open_checkpoint(_base(subjects, model, any_base))
     _check_prints(subjects, checkpoint)
     job = Job(checkpoint, subjects, options)
+    resumed = _carry_out(job, target, workers, report)
+    names = tuple(subject.name for subject in subjects)
+    return Measured(target, names, len(job.sources), resumed, (*notes, *job.notes))
+
+
+def _carry_out(
+    job: Job, target: Path, workers: int | None, report: Callable[[Progress], None] | None
+) -> int:
+    """Measure what is left, and write the table; how many weights an earlier process had done."""
     with Parts(target, job.plan()) as parts:
         left = [name for name in job.sources if name not in parts.done]
         resumed = len(job.sources) - len(left)
@@ -101,8 +108,7 @@ def measure(
                 tell(name)
         write_table(target, parts.frames(list(job.sources)), job.plan())
         parts.complete()
-    return Measured(target, tuple(s.name for s in subjects), len(job.sources), resumed,
-                    tuple(notes + job.notes))  # fmt: skip
+    return resumed
 
 
 def _check(options: Options) -> None:
