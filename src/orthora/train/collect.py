@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orthora.sampling import Response
+from orthora.train.failures import NoSignal
 from orthora.train.rewards import Judge, Judged, overlong_penalty
 from orthora.train.rollouts import Answer, Group, Stream
 from orthora.train.world import World
@@ -69,10 +70,6 @@ class Rollout:
     stale: int
     draws: int
     seconds: dict[str, float]
-
-
-class NoSignal(ValueError):
-    """There is nothing to learn from: all answers of nearly every group are right, or all wrong."""
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from orthora import store
 from orthora.config import TrainConfig
 from orthora.evaluate import EvalResult
+from orthora.train.failures import TrainingFailed
 from orthora.train.loading import Parts
 from orthora.train.trainer import Metrics
 
@@ -18,6 +19,8 @@ class RunResult:
     Attributes:
         status: ``"finished"``, ``"failed"`` or ``"stopped"`` (interrupted).
         reason: why it did not finish, else None.
+        ended_by_training: True if training itself led to a failure (no signal, a loss that is not
+            finite, a watchdog's stop), so that it would come again.
         out: the run folder.
         method: initialisation.
         learning_rate: peak.
@@ -45,6 +48,7 @@ class RunResult:
 
     status: str
     reason: str | None
+    ended_by_training: bool
     out: str
     method: str
     learning_rate: float
@@ -82,6 +86,8 @@ def result_of(
     reason: str | None,
     seconds: float,
     ending: Ending,
+    *,
+    ended_by_training: bool = False,
 ) -> RunResult:
     """Sum the rows up.
 
@@ -93,6 +99,7 @@ def result_of(
         reason: of `RunResult`.
         seconds: wall time of training.
         ending: what was measured after the last step.
+        ended_by_training: of `RunResult`.
     """
     moved = [
         row["kl_update_k3"]
@@ -104,6 +111,7 @@ def result_of(
     return RunResult(
         status=status,
         reason=reason,
+        ended_by_training=ended_by_training,
         out=str(config.out),
         method=config.method,
         learning_rate=config.learning_rate,
@@ -137,7 +145,10 @@ def failure_of(
     stopped = isinstance(error, KeyboardInterrupt)
     status = "stopped" if stopped else "failed"
     reason = str(error) or "interrupted" if stopped else f"{type(error).__name__}: {error}"
-    return result_of(config, parts, rows, status, reason, seconds, Ending())
+    itself = isinstance(error, TrainingFailed)
+    return result_of(
+        config, parts, rows, status, reason, seconds, Ending(), ended_by_training=itself
+    )
 
 
 def write_result(out: Path, result: RunResult) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from orthora.config import TrainConfig
 from orthora.train.control import Setting, decide, law_of
+from orthora.train.failures import NotFinite
 from orthora.train.optimizers import scale_learning_rate, set_learning_rate
 from orthora.train.snapshot import Snapshot
 
@@ -52,7 +53,7 @@ class Steering:
             Metrics.
 
         Raises:
-            ValueError: if the policy is broken: its scores are not finite, and the step was not
+            NotFinite: if the policy is broken: its scores are not finite, and the step was not
                 taken back. It is then neither logged as a step nor saved.
         """
         found = (
@@ -61,7 +62,7 @@ class Steering:
         if found and found.undo and self._before:
             self._before.restore()
         elif not all(math.isfinite(row[key] or 0.0) for key in ("loss", "kl_update_k3")):
-            raise ValueError(
+            raise NotFinite(
                 f"the policy's scores are not finite after the updates of step {row['step']}; "
                 "lower the learning rate, or train in float32; --resume goes on from the last "
                 "checkpoint"

@@ -22,8 +22,9 @@ from orthora.config import TrainConfig
 from orthora.methods import compose
 from orthora.train import checkpoints
 from orthora.train.callbacks import Upkeep
-from orthora.train.collect import Collector, NoSignal, Rollout
+from orthora.train.collect import Collector, Rollout
 from orthora.train.engines import SharedEngine, TransformersEngine, serve_merged_weights
+from orthora.train.failures import NoSignal, NotFinite
 from orthora.train.geometry import Geometry
 from orthora.train.loading import Parts
 from orthora.train.losses import total_loss
@@ -123,7 +124,7 @@ class RLVRTrainer(GRPOTrainer):
         """One forward and backward pass; gradient norms are read before clipping.
 
         Raises:
-            ValueError: if the loss or the update's gradient is not finite.
+            NotFinite: if the loss or the update's gradient is not finite.
         """
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:  # summed over the processes: all see the same
@@ -132,7 +133,7 @@ class RLVRTrainer(GRPOTrainer):
         if not self._meter.gradients.finite or (
             self._world.size == 1 and not bool(loss.isfinite())
         ):
-            raise ValueError(
+            raise NotFinite(
                 f"the loss or its gradient is not finite after {self.state.global_step} updates "
                 f"(loss {float(loss):.3g}); lower the learning rate, or train in float32"
             )

@@ -11,13 +11,14 @@ from typing import Any
 from orthora import store
 from orthora.config import TrainConfig
 from orthora.train import checkpoints
+from orthora.train.failures import TrainingFailed
 from orthora.train.world import World
 from orthora.watch import Alarm, alarms, parse
 
 EVENTS = "events.jsonl"
 
 
-class Stopped(ValueError):
+class Stopped(TrainingFailed):
     """A rule ended the run."""
 
 

@@ -1,0 +1,166 @@
+"""A study's folder: whose it is, who works in it, and the state of its cells."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orthora.checkpoint import json_object
+from orthora.config import TrainConfig
+from orthora.store import locked, write_json
+from orthora.study.job import Ending, Job, ending_of, evaluation_folder
+from orthora.study.plan import Cell
+from orthora.study.spec import StudySpec, evaluation_of
+
+_OWNER = "study.json"
+
+
+def check_owner(spec: StudySpec) -> None:
+    """The folder is this study's, or nobody's yet.
+
+    Raises:
+        ValueError: if it is another study's, or holds something else.
+    """
+    folder = spec.folder
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; choose another out in the study")
+    if not (folder / _OWNER).is_file():
+        if any(folder.iterdir()):
+            raise ValueError(
+                f"{folder} is not empty and no study's folder; choose another out in the study"
+            )
+        return
+    name = json_object(folder / _OWNER).get("name")
+    if name != spec.name:
+        raise ValueError(
+            f"{folder} is the folder of study {name!r}, not of {spec.name!r}; choose another out "
+            "in the study"
+        )
+
+
+@contextlib.contextmanager
+def opened(spec: StudySpec) -> Iterator[Path]:
+    """The folder, made if need be, with nobody else at work in it.
+
+    Raises:
+        ValueError: as `check_owner`; if another process runs the study.
+    """
+    check_owner(spec)
+    folder = spec.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = locked(folder)
+    try:
+        if not (folder / _OWNER).is_file():
+            write_json(folder / _OWNER, {"name": spec.name})
+        yield folder
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def evaluations_of(spec: StudySpec) -> dict[str, dict[str, Any]]:
+    """Name -> settings of all evaluations, as JSON, without those that are defaults."""
+    found = {}
+    for name in spec.evaluations:
+        settings = evaluation_of(spec, name).model_dump(mode="json", exclude_defaults=True)
+        found[name] = {key: value for key, value in settings.items() if key != "model"}
+    return found
+
+
+@dataclass
+class Work:
+    """A cell, or a base model, and what there is of it.
+
+    Attributes:
+        job: for a worker.
+        cell: None of a base model.
+        ending: None where it has not ended.
+        complete: nothing is left to do, but to try a failure again.
+    """
+
+    job: Job
+    cell: Cell | None
+    ending: Ending | None
+    complete: bool
+
+
+def works(spec: StudySpec, cells: Sequence[Cell]) -> list[Work]:
+    """All cells with their state; base models that are evaluated come first.
+
+    Raises:
+        ValueError: if an ending can't be read.
+    """
+    evaluations = evaluations_of(spec)
+    found = []
+    models = dict.fromkeys(cell.settings["model"] for cell in cells)
+    for model in models if evaluations else ():
+        name = base_name(model, models)
+        found.append(_work(spec, name, None, model, evaluations, None))
+    for cell in cells:
+        config = cell.config(spec.folder).model_dump(mode="json")
+        found.append(_work(spec, cell.name, config, cell.settings["model"], evaluations, cell))
+    return found
+
+
+def base_name(model: str, models: Sequence[str] | dict[str, None]) -> str:
+    """Of the folder with a base model's evaluations."""
+    return "base" if len(models) == 1 else f"base-{Path(model).name}-{list(models).index(model)}"
+
+
+def _work(
+    spec: StudySpec,
+    name: str,
+    config: dict[str, Any] | None,
+    model: str,
+    evaluations: dict[str, dict[str, Any]],
+    cell: Cell | None,
+) -> Work:
+    job = Job(name, str(spec.folder), config, model, evaluations, spec.keep_checkpoints, {})
+    ending = ending_of(job.cell)
+    return Work(job, cell, ending, _complete(job, ending))
+
+
+def _complete(job: Job, ending: Ending | None) -> bool:
+    """Whether an ended cell has all its evaluations: one may have come since."""
+    if ending is None or (ending.state == "failed" and not ending.by_training):
+        return ending is not None
+    if ending.scored_step is None:
+        return True
+    return all(
+        (evaluation_folder(job.run, name, settings) / "scores.json").is_file()
+        for name, settings in job.evaluations.items()
+    )
+
+
+def check_needs(spec: StudySpec, cells: Sequence[Cell]) -> None:
+    """Models and data are at hand, before anything is begun.
+
+    Raises:
+        ValueError: naming a cell and what it lacks.
+    """
+    from orthora import models
+
+    seen: set[str] = set()
+    for cell in cells:
+        model = cell.settings["model"]
+        if model not in seen:
+            seen.add(model)
+            try:
+                models.load_config(model)
+            except ValueError as error:
+                raise ValueError(f"cell {cell.name}: {error}") from error
+        for key in ("data", "eval_data", "start"):
+            path = cell.settings.get(key)
+            local = path and (path.startswith((".", "/", "~")) or Path(path).suffix)
+            if local and path not in seen and not Path(path).exists():
+                raise ValueError(f"cell {cell.name}: {key} {path!r} does not exist")
+            seen.add(path or "")
+
+
+def steps_of(cell: Cell) -> int:
+    """Training steps of a run."""
+    return cell.settings.get("steps", TrainConfig.model_fields["steps"].default)

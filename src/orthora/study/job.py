@@ -1,0 +1,243 @@
+"""One cell, from nothing or from where it was: train, then evaluate. Runs in a process of its own.
+
+A study's folder holds ``study.json`` (whose it is), ``runs/NAME`` (run folders, with the
+evaluations inside), ``cells/NAME`` (``cell.json``, how it ended, and ``log.txt``, what it printed)
+and, after a report, its tables and page.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from orthora.checkpoint import json_object
+from orthora.config import EvalConfig, TrainConfig, build, read_toml
+from orthora.store import locked, write_atomic, write_json
+from orthora.strict import differences, to_toml
+
+ENDING = "cell.json"
+LOG = "log.txt"
+State = Literal["finished", "failed"]
+_PATIENCE = 60.0
+"""Seconds to wait for a process that is just losing a cell."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know.
+
+    Attributes:
+        name: of the cell.
+        folder: of the study.
+        config: settings of the run; None for a base model, which is evaluated alone.
+        model: base model.
+        evaluations: name -> settings.
+        keep_checkpoints: after it has finished.
+        environment: variables to set before anything else is imported.
+    """
+
+    name: str
+    folder: str
+    config: dict[str, Any] | None
+    model: str
+    evaluations: dict[str, dict[str, Any]]
+    keep_checkpoints: bool
+    environment: dict[str, str]
+
+    @property
+    def cell(self) -> Path:
+        """Where its ending and log are kept."""
+        return Path(self.folder) / "cells" / self.name
+
+    @property
+    def run(self) -> Path:
+        """Where its run and evaluations are kept."""
+        return Path(self.folder) / "runs" / self.name
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a cell ended; the content of ``cell.json``.
+
+    Attributes:
+        state: ``finished`` or ``failed``.
+        reason: why it failed, in a line, or None.
+        by_training: training itself led to the failure, so that it would come again; such a cell is
+            scored at its last checkpoint.
+        scored_step: training step of what the evaluations scored; None where nothing was.
+        seconds: wall time of this attempt, or of all if none was lost.
+        host: where it ran last.
+    """
+
+    state: State
+    reason: str | None = None
+    by_training: bool = False
+    scored_step: int | None = None
+    seconds: float = 0.0
+    host: str = ""
+
+
+def ending_of(folder: Path) -> Ending | None:
+    """How a cell ended; None where it has not.
+
+    Args:
+        folder: of the cell.
+
+    Raises:
+        ValueError: if the file can't be read.
+    """
+    file = folder / ENDING
+    if not file.is_file():
+        return None
+    try:
+        return Ending(**json_object(file))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} is corrupt ({error}); delete it, and the cell goes on") from error
+
+
+def evaluation_folder(run: Path, name: str, settings: dict[str, Any]) -> Path:
+    """Where an evaluation of a run is kept; other settings are another folder."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return run / f"eval-{name}-{digest}"
+
+
+def run_job(job: Job) -> Ending:
+    """Do what is missing of a cell, and write how it ended.
+
+    A run that training itself ended is scored at its last checkpoint. What another kind of error
+    ends, is kept with its reason, and is not scored.
+
+    Raises:
+        ValueError: if another process keeps the cell for longer than a minute.
+    """
+    job.cell.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    with _kept(job.cell):
+        step = None
+        try:
+            failure, adapter, step = _trained(job)
+            for name, settings in job.evaluations.items() if adapter or not job.config else ():
+                _evaluate(job, name, settings, adapter)
+            ending = Ending("failed" if failure else "finished", failure, bool(failure), step)
+        except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
+            line = (str(error).splitlines() or [""])[0]
+            ending = Ending("failed", f"{type(error).__name__}: {line}", scored_step=None)
+            print(f"{job.name}: {ending.reason}", file=sys.stderr, flush=True)
+        if ending.state == "finished" and not job.keep_checkpoints:
+            shutil.rmtree(job.run / "checkpoints", ignore_errors=True)
+        seconds = round(time.perf_counter() - started, 3)
+        ending = replace(ending, seconds=seconds, host=socket.gethostname())
+        write_json(job.cell / ENDING, asdict(ending))
+    return ending
+
+
+@contextlib.contextmanager
+def _kept(cell: Path) -> Iterator[None]:
+    """The cell is this process's alone; one that is just being killed is waited for."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            handle = locked(cell)
+            break
+        except ValueError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _trained(job: Job) -> tuple[str | None, Path | None, int | None]:
+    """Train to the end, if need be: what ended it early, what is to be scored, and its step."""
+    if job.config is None:
+        return None, None, 0
+    config = build(TrainConfig, job.config)
+    result = _result(job.run)
+    if result is None or not _over(result):
+        _train(job, config)
+        result = _result(job.run)
+        assert result is not None, "training leaves a result"
+    else:
+        _check_same(job.run, config)
+    if result["status"] == "finished":
+        return None, job.run, result["steps"]
+    from orthora.train.checkpoints import latest, step_of
+
+    checkpoint = latest(job.run / "checkpoints")
+    return result["reason"], checkpoint, step_of(checkpoint) if checkpoint else None
+
+
+def _result(run: Path) -> dict[str, Any] | None:
+    """How the run ended, or None."""
+    file = run / "result.json"
+    return json_object(file) if file.is_file() else None
+
+
+def _over(result: dict[str, Any]) -> bool:
+    """Whether training again would change nothing."""
+    return result["status"] == "finished" or bool(result.get("ended_by_training"))
+
+
+def _check_same(run: Path, config: TrainConfig) -> None:
+    """A run that is over was this very run: defaults may have changed since.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    before = build(TrainConfig, read_toml(run / "config.toml")).model_dump(mode="json")
+    if changed := differences(before, config):
+        raise ValueError(
+            f"{run} was run with other defaults; these differ: {changed}. Give these settings in "
+            "the study as they were, or move that run away"
+        )
+
+
+def _train(job: Job, config: TrainConfig) -> None:
+    """Train, from the last checkpoint if there is one; ends that training led to are let pass."""
+    if config.processes > 1:
+        _launch(job, config)
+        return
+    from orthora.train import train
+    from orthora.train.failures import TrainingFailed
+
+    with contextlib.suppress(TrainingFailed):
+        train(config, resume=True, progress=False)
+
+
+def _launch(job: Job, config: TrainConfig) -> None:
+    """Train in as many processes as the config says.
+
+    Raises:
+        RuntimeError: if they fail otherwise than by training itself.
+    """
+    file = write_atomic(job.cell / "config.toml", to_toml(config))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    command += [str(config.processes), "-m", "orthora", "train", "--config", str(file), "--resume"]
+    code = subprocess.run(command, check=False).returncode
+    result = _result(job.run)
+    if code and not (result and _over(result)):
+        why = result["reason"] if result else f"see {job.cell / LOG}"
+        raise RuntimeError(f"{config.processes} processes ended with exit code {code}: {why}")
+
+
+def _evaluate(job: Job, name: str, settings: dict[str, Any], adapter: Path | None) -> None:
+    """One evaluation, if it is not there."""
+    out = evaluation_folder(job.run, name, settings)
+    if (out / "scores.json").is_file():
+        return
+    from orthora.evaluate import evaluate
+
+    subject = {"adapter": str(adapter)} if adapter else {}
+    evaluate(build(EvalConfig, {"model": job.model} | settings | subject | {"out": str(out)}))

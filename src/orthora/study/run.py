@@ -1,0 +1,123 @@
+"""Runs a study: every cell once, whatever happens on the way."""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from orthora.study.folder import Work, check_needs, check_owner, opened, works
+from orthora.study.job import ENDING, Ending, ending_of
+from orthora.study.places import Cluster, Local, Place, closing
+from orthora.study.plan import plan
+from orthora.study.spec import StudySpec
+from orthora.study.view import View, states
+
+_POLL = 0.2
+"""Seconds between two looks at the processes."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a study stands after it was run.
+
+    Attributes:
+        finished: cells that finished.
+        failed: names of those that failed, with the reason.
+    """
+
+    finished: int
+    failed: dict[str, str]
+
+
+def run_study(
+    spec: StudySpec,
+    *,
+    jobs: int = 0,
+    ray: str | None = None,
+    retry_failed: bool = False,
+    limit: int = 0,
+) -> Outcome:
+    """Do all cells of a study that are not done: train, evaluate, keep how each ended.
+
+    Cells that have ended are not touched; one that was cut short goes on from its checkpoint. A
+    cell that fails is kept with its reason, and the others go on. The same call may be repeated
+    after any interruption, with more or fewer processes, or on a cluster, and the results are the
+    same bits (on one kind of machine).
+
+    Args:
+        spec: the study.
+        jobs: cells at a time on this machine; 0 takes as many as its cores or GPUs allow.
+        ray: address of a Ray cluster, instead of this machine.
+        retry_failed: try cells again that failed, but for those that training itself ended.
+        limit: cells to do now, at most; 0 does all.
+
+    Raises:
+        ValueError: a bad study, a folder of another one, a missing model or data, a cluster that
+            does not answer. Nothing that is done is lost.
+    """
+    cells = plan(spec)
+    check_owner(spec)
+    check_needs(spec, cells)
+    with opened(spec):
+        found = works(spec, cells)
+        todo = [work for work in found if not work.complete or (retry_failed and _again(work))]
+        todo = todo[:limit] if limit else todo
+        ended = states([work for work in found if work not in todo])
+        total = sum(ended.values()) + len(todo)
+        if todo:
+            place: Place = (
+                Cluster(ray, spec.cpus, spec.gpus) if ray else Local(jobs, spec.cpus, spec.gpus)
+            )
+            with closing(place), View(total, place.jobs, ended) as view:
+                _run_all(spec, todo, place, view)
+    failed = {
+        work.job.name: work.ending.reason or "unknown"
+        for work in found
+        if work.ending and work.ending.state == "failed"
+    }
+    return Outcome(sum(bool(w.ending and w.ending.state == "finished") for w in found), failed)
+
+
+def _again(work: Work) -> bool:
+    """Whether a failure may end otherwise next time."""
+    ending = work.ending
+    return ending is not None and ending.state == "failed" and not ending.by_training
+
+
+def _run_all(spec: StudySpec, todo: list[Work], place: Place, view: View) -> None:
+    """Start what there is room for, until all have ended."""
+    waiting, by_name = deque(todo), {work.job.name: work for work in todo}
+    losses = dict.fromkeys(by_name, 0)
+    for work in todo:
+        (work.job.cell / ENDING).unlink(missing_ok=True)
+    while waiting or view.running:
+        while waiting and place.room() > 0:
+            work = waiting.popleft()
+            view.started(work)
+            place.start(work.job)
+        for name, lost in place.ended():
+            work = by_name[name]
+            work.ending = ending_of(work.job.cell)
+            if work.ending is not None:
+                view.finished(work)
+                continue
+            losses[name] += 1
+            again = losses[name] <= spec.retries
+            view.lost(work, lost or "no ending", again)
+            if again:
+                waiting.appendleft(work)
+            else:
+                work.ending = give_up(work, f"{lost}, {losses[name]} times")
+                view.finished(work)
+        view.show()
+        time.sleep(_POLL)
+
+
+def give_up(work: Work, why: str) -> Ending:
+    """Write down that a cell failed because its processes were lost."""
+    from dataclasses import asdict
+
+    from orthora.store import write_json
+
+    ending = Ending("failed", f"{why}; see {work.job.cell / 'log.txt'}")
+    write_json(work.job.cell / ENDING, asdict(ending))
+    return ending
