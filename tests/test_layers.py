@@ -32,6 +32,7 @@ ROWS = [  # from low to high; a unit imports from itself and from lower rows onl
     ["evaluations"],
     ["findings", "figures"],
     ["report"],
+    ["study"],
     ["demo", "flags"],
     ["cli"],
     ["__main__"],
@@ -41,8 +42,9 @@ DOORS = {  # library: the units that may import it
     "peft": {"adapters", "models", "train"},
     "trl": {"train"},
     "matplotlib": {"figures"},
+    "ray": {"study"},
 }
-HEAVY = ("transformers", "peft", "trl", "matplotlib")
+HEAVY = ("transformers", "peft", "trl", "matplotlib", "ray")
 
 
 class Import(NamedTuple):

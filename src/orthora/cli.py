@@ -28,6 +28,7 @@ HELP = """orthora: low-rank adaptation for reinforcement learning with verifiabl
   orthora measure RUN...                   what training did to the weights, as one table
   orthora figure NAME RUN...               a figure or table of runs; figure list says which
   orthora export --run RUN --out DIR       write a run's adapter as plain PEFT, or merged
+  orthora study run|report FILE            a grid of runs, fairly compared, whatever happens
   orthora demo                             compare five initialisations on the embedded model
   orthora report --runs DIR                print the table of a folder of runs, write its page
 
@@ -67,6 +68,7 @@ _GO_ON = {
     "init": _AGAIN,
     "eval": f"with --out, {_AGAIN}",
     "measure": _AGAIN,
+    "study": _AGAIN,
 }
 
 
@@ -222,6 +224,14 @@ def _figure(arguments: list[str]) -> None:
     run_figure(arguments)
 
 
+def _study(arguments: list[str]) -> None:
+    """Run a study, or report on it."""
+    quiet_libraries()
+    from orthora.study.command import run_command
+
+    run_command(arguments)
+
+
 def _export(arguments: list[str]) -> None:
     """Write a run's adapter as plain PEFT, merged, or as a residual base with rank r."""
     options = parse(_ExportOptions, arguments, "export")
@@ -284,6 +294,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "measure": _measure,
     "figure": _figure,
     "export": _export,
+    "study": _study,
     "demo": _demo,
     "report": _report,
 }

@@ -5,7 +5,7 @@ problems are resampled. Spread over training seeds is a different matter, which 
 bounds.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from math import comb, cos, erfc, gcd, lcm, pi, sin, sqrt, tan, ulp
 from numbers import Rational
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 _BLOCK = 4_000_000
 """Resampled values held at one time (32 MB)."""
+
+_FEW = 12
+"""Differences whose signs are all gone through, whatever their common denominator."""
 
 _STEPS = 2_000_000_000
 """Additions of one exact test (a few seconds)."""
@@ -149,6 +152,11 @@ def sign_flip_p(differences: Iterable[Fraction | int]) -> float:
     # Let the positive terms sum to s: the signed sum is 2 s - total, and is symmetric about 0. The
     # lower tail alone is needed, s <= most.
     most = (sum(sizes) - abs(sum(signed))) // 2
+    if len(sizes) <= _FEW:
+        sums = [0]
+        for size in sizes:
+            sums += [one + size for one in sums]
+        return min(1.0, 2 * sum(one <= most for one in sums) / len(sums))
     if max(len(sizes), 400) * most > _STEPS:
         raise ValueError(
             f"differences need {most} sums over {len(sizes)} problems; give all problems the same "
@@ -163,6 +171,25 @@ def sign_flip_p(differences: Iterable[Fraction | int]) -> float:
         share[size : grown + 1] += share[: max(0, grown + 1 - size)]
         top = grown
     return min(1.0, max(2 * float(share.sum()), ulp(0.0)))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Correct p-values for how many they are, so that the family's error rate holds.
+
+    Args:
+        ps: of the single tests.
+
+    Returns:
+        Adjusted ones in the same order: reject those at most the level, and the chance that any
+        true hypothesis is rejected is at most that level, whatever the tests' dependence.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
+    """
+    adjusted, least = [0.0] * len(ps), 0.0
+    for place, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
+        least = max(least, min(1.0, (len(ps) - place) * ps[index]))
+        adjusted[index] = least
+    return adjusted
 
 
 def _over_common_denominator(differences: list[Fraction | int]) -> list[int]:

@@ -65,7 +65,7 @@ def write_report(
     if evaluations:
         place = min(2, len(sections))  # after the summary
         sections[place:place] = [("Evaluations", _evaluations_html(evaluations))]
-    page = _page(sections, title, date or datetime.now(UTC).date().isoformat())
+    page = page_of(sections, title, date or datetime.now(UTC).date().isoformat())
     return write_atomic(out, page)
 
 
@@ -148,7 +148,14 @@ def _run_sections(runs: Sequence[RunView], folder: Path) -> list[tuple[str, str]
     ]
 
 
-def _page(sections: Sequence[tuple[str, str]], title: str, date: str) -> str:
+def page_of(sections: Sequence[tuple[str, str]], title: str, date: str) -> str:
+    """A self-contained page.
+
+    Args:
+        sections: headings and bodies, in HTML.
+        title: heading of the page.
+        date: on the page.
+    """
     main = "\n".join(f"<section><h2>{name}</h2>\n{body}</section>" for name, body in sections)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">\n'

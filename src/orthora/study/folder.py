@@ -2,15 +2,16 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orthora.checkpoint import json_object
-from orthora.config import TrainConfig
-from orthora.store import locked, write_json
-from orthora.study.job import Ending, Job, ending_of, evaluation_folder
+from orthora.config import TrainConfig, build
+from orthora.store import locked, new_folder, write_json
+from orthora.study.job import Ending, Job, check_same, ending_of, evaluation_folder
 from orthora.study.plan import Cell
 from orthora.study.spec import StudySpec, evaluation_of
 
@@ -136,6 +137,41 @@ def _complete(job: Job, ending: Ending | None) -> bool:
     )
 
 
+def reuse(spec: StudySpec, found: Sequence[Work]) -> list[Work]:
+    """Copy cells that have ended in other studies' folders; those that were copied.
+
+    Raises:
+        ValueError: if such a folder is no study's.
+    """
+    taken = []
+    for place in map(Path, spec.reuse):
+        if not (place / _OWNER).is_file():
+            raise ValueError(f"reuse {str(place)!r} is no study's folder; take it out, or run that "
+                             "study first")  # fmt: skip
+        for work in found:
+            name = work.job.name
+            there = ending_of(place / "cells" / name)
+            if work.cell is None or work.ending or there is None:
+                continue
+            if there.state == "finished" or there.by_training:
+                _copy(place, work)
+                work.ending, work.complete = there, _complete(work.job, there)
+                taken.append(work)
+    return taken
+
+
+def _copy(place: Path, work: Work) -> None:
+    """A run and its cell, the latter last, as it says that the former is there."""
+    assert work.job.config is not None, "a cell"
+    name = work.job.name
+    check_same(place / "runs" / name, build(TrainConfig, work.job.config))
+    shutil.rmtree(work.job.run, ignore_errors=True)  # of a copy that was cut short
+    shutil.copytree(place / "runs" / name, work.job.run)
+    shutil.rmtree(work.job.cell, ignore_errors=True)
+    with new_folder(work.job.cell) as temporary:
+        shutil.copytree(place / "cells" / name, temporary, dirs_exist_ok=True)
+
+
 def check_needs(spec: StudySpec, cells: Sequence[Cell]) -> None:
     """Models and data are at hand, before anything is begun.
 
@@ -155,10 +191,12 @@ def check_needs(spec: StudySpec, cells: Sequence[Cell]) -> None:
                 raise ValueError(f"cell {cell.name}: {error}") from error
         for key in ("data", "eval_data", "start"):
             path = cell.settings.get(key)
-            local = path and (path.startswith((".", "/", "~")) or Path(path).suffix)
-            if local and path not in seen and not Path(path).exists():
+            if not path or path in seen:
+                continue
+            seen.add(path)
+            local = path.startswith((".", "/", "~")) or Path(path).suffix
+            if local and not Path(path).exists():
                 raise ValueError(f"cell {cell.name}: {key} {path!r} does not exist")
-            seen.add(path or "")
 
 
 def steps_of(cell: Cell) -> int:

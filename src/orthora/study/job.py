@@ -170,7 +170,7 @@ def _trained(job: Job) -> tuple[str | None, Path | None, int | None]:
         result = _result(job.run)
         assert result is not None, "training leaves a result"
     else:
-        _check_same(job.run, config)
+        check_same(job.run, config)
     if result["status"] == "finished":
         return None, job.run, result["steps"]
     from orthora.train.checkpoints import latest, step_of
@@ -190,8 +190,12 @@ def _over(result: dict[str, Any]) -> bool:
     return result["status"] == "finished" or bool(result.get("ended_by_training"))
 
 
-def _check_same(run: Path, config: TrainConfig) -> None:
+def check_same(run: Path, config: TrainConfig) -> None:
     """A run that is over was this very run: defaults may have changed since.
+
+    Args:
+        run: its folder.
+        config: what it should have been, but for ``out``.
 
     Raises:
         ValueError: naming what differs.

@@ -1,6 +1,7 @@
 """Where cells run: processes on this machine, or tasks of a Ray cluster."""
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -148,7 +149,7 @@ class Cluster:
                 address,
                 namespace="orthora",
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 runtime_env={"env_vars": variables},
             )
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
@@ -187,9 +188,11 @@ class Cluster:
         return [Ended(self._running.pop(task), self._why(task)) for task in done]
 
     def _why(self, task: Any) -> str | None:
+        from ray.exceptions import RayError
+
         try:
             return self._ray.get(task)
-        except self._ray.exceptions.RayError as error:
+        except RayError as error:
             line = (str(error).splitlines() or [""])[0]
             return f"Ray lost it ({type(error).__name__}: {line[:160]})"
 

@@ -2,10 +2,12 @@
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from orthora.study.folder import Work, check_needs, check_owner, opened, works
-from orthora.study.job import ENDING, Ending, ending_of
+from orthora.store import write_json
+from orthora.study.arms import check_claims
+from orthora.study.folder import Work, check_needs, check_owner, opened, reuse, works
+from orthora.study.job import ENDING, LOG, Ending, ending_of
 from orthora.study.places import Cluster, Local, Place, closing
 from orthora.study.plan import plan
 from orthora.study.spec import StudySpec
@@ -55,10 +57,13 @@ def run_study(
             does not answer. Nothing that is done is lost.
     """
     cells = plan(spec)
+    check_claims(spec, cells)
     check_owner(spec)
     check_needs(spec, cells)
     with opened(spec):
         found = works(spec, cells)
+        if taken := reuse(spec, found):
+            print(f"{len(taken)} cells taken from {', '.join(spec.reuse)}", flush=True)
         todo = [work for work in found if not work.complete or (retry_failed and _again(work))]
         todo = todo[:limit] if limit else todo
         ended = states([work for work in found if work not in todo])
@@ -106,18 +111,14 @@ def _run_all(spec: StudySpec, todo: list[Work], place: Place, view: View) -> Non
             if again:
                 waiting.appendleft(work)
             else:
-                work.ending = give_up(work, f"{lost}, {losses[name]} times")
+                work.ending = _give_up(work, f"{lost}, {losses[name]} times")
                 view.finished(work)
         view.show()
         time.sleep(_POLL)
 
 
-def give_up(work: Work, why: str) -> Ending:
+def _give_up(work: Work, why: str) -> Ending:
     """Write down that a cell failed because its processes were lost."""
-    from dataclasses import asdict
-
-    from orthora.store import write_json
-
-    ending = Ending("failed", f"{why}; see {work.job.cell / 'log.txt'}")
+    ending = Ending("failed", f"{why}; see {work.job.cell / LOG}")
     write_json(work.job.cell / ENDING, asdict(ending))
     return ending

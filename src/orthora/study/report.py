@@ -1,0 +1,164 @@
+"""What a study says: tables, figures, verdicts, and one page with all of them."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+
+from orthora.figures.files import save
+from orthora.figures.html import drawing_html, text_table_html
+from orthora.figures.tables import TextTable
+from orthora.report import page_of
+from orthora.store import write_atomic, write_json
+from orthora.study import drawings, tables
+from orthora.study.claims import Verdict, verdicts
+from orthora.study.compare import Comparisons
+from orthora.study.plan import plan
+from orthora.study.results import Results, as_csv, load_results, rows_of
+from orthora.study.spec import StudySpec
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """What was found and written.
+
+    Attributes:
+        results: of the cells.
+        comparisons: of the arms.
+        verdicts: of the claims.
+        page: the HTML page.
+        folder: of the tables and figures.
+    """
+
+    results: Results
+    comparisons: Comparisons
+    verdicts: list[Verdict]
+    page: Path
+    folder: Path
+
+
+def report_study(spec: StudySpec, out: Path | None = None, date: str | None = None) -> StudyReport:
+    """Read what there is of a study and write ``results.csv``, tables, figures and the page.
+
+    All but costs and page is the same, bit for bit, however often the study was interrupted.
+
+    Args:
+        spec: the study.
+        out: folder to write to; ``report`` in the study's if left out.
+        date: on the page; today in UTC if left out.
+
+    Raises:
+        ValueError: if there is no cell that has ended, or a file is corrupt.
+    """
+    results = load_results(spec)
+    if not any(one.state != "missing" for one in results.records):
+        raise ValueError(f"no cell of {spec.folder} has ended yet; orthora study run goes on")
+    found = Comparisons(results)
+    judged = verdicts(found)
+    folder = out or spec.folder / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "results.csv", as_csv(rows_of(results)))
+    write_json(folder / "verdicts.json", [_as_json(one) for one in judged])
+    texts = tables.all_tables(found)
+    if judged:
+        texts = {"claims": tables.claims(judged)} | texts
+    for name, table in texts.items():
+        save(table, folder / f"{name}.md")
+    pictures = drawings.all_drawings(found)
+    for name, drawing in pictures.items():
+        save(drawing, folder / f"{name}.svg")
+    today = date or datetime.now(UTC).date().isoformat()
+    page = write_atomic(folder / "report.html", page_of(_sections(found, judged, texts, pictures),
+                                                        f"Study {spec.name}", today))  # fmt: skip
+    return StudyReport(results, found, judged, page, folder)
+
+
+def _as_json(one: Verdict) -> dict[str, object]:
+    return {
+        "claim": one.claim.says,
+        "source": one.claim.source,
+        "verdict": one.ruling,
+        "numbers": list(one.numbers),
+    }
+
+
+def _sections(
+    found: Comparisons,
+    judged: list[Verdict],
+    texts: dict[str, TextTable],
+    pictures: dict[str, drawings.Drawing],
+) -> list[tuple[str, str]]:
+    """Headings and bodies of the page."""
+    shown = {
+        name: f"<h3>{escape(table.title)}</h3>\n{text_table_html(table)}"
+        for name, table in texts.items()
+    }
+    drawn = {name: drawing_html(one, name) for name, one in pictures.items()}
+    sections = [("What was asked", _asked(found.results))]
+    if judged:
+        sections.append(("Claims", text_table_html(texts["claims"]) + "\n" + _numbers(judged)))
+    for heading, parts in (
+        ("At their own best rates", (drawn.get("tuned"), shown.get("best-rates"))),
+        ("At shared rates", (drawn.get("rates"), shown.get("shared-rates"),
+                             shown.get("shared-differences"))),
+        ("Sensitivity to the learning rate", (shown.get("sensitivity"),)),
+        ("At an equal first step", (drawn.get("movement"), shown.get("equal-norm"))),
+        ("At equal steps", (drawn.get("curves"), shown.get("equal-steps"))),
+        ("Cost", (shown.get("costs"),)),
+        ("Cells that did not finish", (shown.get("failures"),)),
+    ):  # fmt: skip
+        there = [_wide(part) for part in parts if part]
+        if there:
+            joined = "\n".join(there)
+            sections.append((heading, f'<div class="drawings">{joined}</div>'))
+    return sections
+
+
+def _wide(part: str) -> str:
+    """A table takes the whole width; a figure knows its own."""
+    return part if part.startswith('<div class="drawing') else f'<div class="wide">{part}</div>'
+
+
+def _asked(results: Results) -> str:
+    spec, states = results.spec, results.states()
+    counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+    text = f"{len(results.records)} runs: {counts}."
+    facts = {
+        "Reported score": results.reported,
+        "Rates are picked by": results.selected,
+        "Reference": spec.reference,
+        "Margin of equality": f"{spec.margin:g}",
+        "Methods may differ in": ", ".join(spec.differences) or "nothing",
+        "Left out": "; ".join(str(one["reason"]) for one in spec.exclude) or "nothing",
+        "Base model": ", ".join(f"{n} {s:.3f}" for n, s in results.base.items()) or "not scored",
+    }
+    shared = _shared(spec)
+    pairs = "".join(
+        f"<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>"
+        for key, value in (facts | shared).items()
+    )
+    return (
+        f'<p class="prose">{escape(spec.about)}</p><p class="prose">{escape(text)}</p>'
+        f'<div class="box"><dl class="grid">{pairs}</dl></div>'
+    )
+
+
+def _shared(spec: StudySpec) -> dict[str, object]:
+    """Settings that all cells share and that are not defaults."""
+    first, *rest = plan(spec)
+    return {
+        key: value
+        for key, value in first.settings.items()
+        if all(cell.settings.get(key) == value for cell in rest)
+    }
+
+
+def _numbers(judged: list[Verdict]) -> str:
+    """Every verdict with the numbers that it rests on."""
+    return "\n".join(
+        f"<details><summary>{escape(one.claim.says)} — {escape(one.ruling)}</summary>"
+        '<ul class="prose">'
+        + "".join(f"<li>{escape(text)}</li>" for text in one.numbers)
+        + "</ul></details>"
+        for one in judged
+    )

@@ -1,0 +1,211 @@
+"""What the cells of a study gave, as values."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from orthora.checkpoint import json_object
+from orthora.store import read_metrics
+from orthora.study.arms import Arm, arms_of
+from orthora.study.folder import Work, base_name, check_owner, evaluations_of, works
+from orthora.study.job import evaluation_folder
+from orthora.study.plan import Cell, plan
+from orthora.study.spec import StudySpec
+
+OWN = "held-out"
+"""Name of the score that a run makes itself (``eval_problems``), where there are no evaluations."""
+_LIMIT = 10**7
+
+
+@dataclass(frozen=True)
+class Record:
+    """One cell.
+
+    Attributes:
+        cell: what was planned.
+        arm: what it is compared as.
+        state: ``finished``, ``failed``, or ``missing``.
+        reason: why it failed, or None.
+        by_training: training itself ended it.
+        step: training step of what was scored.
+        scores: pass@1 by evaluation, exact; of a run that training ended before a checkpoint, 0.
+        numbers: ``kl_update``, ``kl_base``, ``first_norm``, ``peak_grad``, ``end_pass_rate``.
+        pass_rates: share of right answers at every training step.
+        seconds: of its training.
+        parameters: that it trained.
+    """
+
+    cell: Cell
+    arm: Arm
+    state: str
+    reason: str | None
+    by_training: bool
+    step: int | None
+    scores: Mapping[str, Fraction]
+    numbers: Mapping[str, float | None]
+    pass_rates: Sequence[float]
+    seconds: float | None
+    parameters: int | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """All cells of a study.
+
+    Attributes:
+        spec: the study.
+        records: in the plan's order.
+        base: pass@1 of the base model by evaluation, the mean over base models.
+    """
+
+    spec: StudySpec
+    records: Sequence[Record]
+    base: Mapping[str, float]
+
+    @property
+    def evaluations(self) -> list[str]:
+        """Names of the scores."""
+        return list(self.spec.evaluations) or [OWN]
+
+    @property
+    def reported(self) -> str:
+        """The score that tables have."""
+        return self.spec.reported() or OWN
+
+    @property
+    def selected(self) -> str:
+        """The score that learning rates are picked by."""
+        return self.spec.selected() or OWN
+
+    def states(self) -> dict[str, int]:
+        """Number of cells by state."""
+        names = ("finished", "failed", "missing")
+        return {name: sum(r.state == name for r in self.records) for name in names}
+
+
+def load_results(spec: StudySpec) -> Results:
+    """Read what there is of a study; cells that have not ended are missing.
+
+    Raises:
+        ValueError: a bad study, a folder of another one, or a corrupt file.
+    """
+    cells = plan(spec)
+    check_owner(spec)
+    if not spec.folder.is_dir():
+        raise ValueError(f"{spec.folder} does not exist; run the study first: orthora study run")
+    arms = arms_of(cells)
+    found = works(spec, cells)
+    records = [_record(work, arms[work.cell.name]) for work in found if work.cell]
+    return Results(spec, records, _base(spec, cells))
+
+
+def _base(spec: StudySpec, cells: Sequence[Cell]) -> dict[str, float]:
+    """Scores of the base models; where a study has no evaluations, those of its runs."""
+    models = dict.fromkeys(cell.settings["model"] for cell in cells)
+    found: dict[str, list[float]] = {}
+    for model in models:
+        run = spec.folder / "runs" / base_name(model, models)
+        for name, score in _scores(run, evaluations_of(spec)).items():
+            found.setdefault(name, []).append(float(score))
+    if not spec.evaluations:
+        for cell in cells:
+            file = spec.folder / "runs" / cell.name / "result.json"
+            own = json_object(file).get("base_evaluation") if file.is_file() else None
+            if own:
+                found.setdefault(OWN, []).append(own["pass_at_1"])
+    return {name: math.fsum(values) / len(values) for name, values in found.items()}
+
+
+def _scores(run: Path, evaluations: Mapping[str, dict[str, Any]]) -> dict[str, Fraction]:
+    """Pass@1 by evaluation, as far as they are there."""
+    found = {}
+    for name, settings in evaluations.items():
+        file = evaluation_folder(run, name, settings) / "scores.json"
+        if file.is_file():
+            found[name] = exact(json_object(file)["pass_at_1"])
+    return found
+
+
+def exact(score: float) -> Fraction:
+    """A score as the fraction that it was before it was written down."""
+    return Fraction(score).limit_denominator(_LIMIT)
+
+
+def _record(work: Work, arm: Arm) -> Record:
+    assert work.cell is not None, "a cell"
+    run, ending = work.job.run, work.ending
+    result: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    scores: dict[str, Fraction] = {}
+    if ending is not None:
+        if (run / "result.json").is_file():
+            result = json_object(run / "result.json")
+        if (run / "metrics.jsonl").is_file():
+            rows = read_metrics(run / "metrics.jsonl")
+        scores = _scores(run, work.job.evaluations)
+        if not work.job.evaluations and result.get("evaluation"):
+            scores = {OWN: exact(result["evaluation"]["pass_at_1"])}
+        if ending.by_training and ending.scored_step is None:
+            scores = dict.fromkeys(work.job.evaluations or [OWN], Fraction(0))
+    rates = [row["pass_rate"] for row in rows if row.get("pass_rate") is not None]
+    late = rates[-max(1, len(rates) // 10) :]
+    numbers = {
+        "kl_update": result.get("mean_kl_update"),
+        "kl_base": result.get("kl_base"),
+        "first_norm": result.get("first_update_norm"),
+        "peak_grad": result.get("peak_grad_norm"),
+        "end_pass_rate": math.fsum(late) / len(late) if late else None,
+    }
+    return Record(
+        work.cell,
+        arm,
+        ending.state if ending else "missing",
+        ending.reason if ending else None,
+        bool(ending and ending.by_training),
+        ending.scored_step if ending else None,
+        scores,
+        numbers,
+        rates,
+        result.get("seconds"),
+        result.get("trained_parameters"),
+    )
+
+
+def rows_of(results: Results) -> list[dict[str, Any]]:
+    """One row per cell of everything that is the same however often the study was interrupted."""
+    rows = []
+    for one in results.records:
+        row: dict[str, Any] = {
+            "cell": one.cell.name,
+            "hash": one.cell.hash,
+            "arm": one.arm.label,
+            "method": one.arm.method,
+            "learning_rate": one.cell.rate,
+            "seed": one.cell.seed,
+            "state": one.state,
+            "by_training": one.by_training,
+            "scored_step": one.step,
+        }
+        row |= {
+            f"pass_at_1/{name}": float(one.scores[name]) if name in one.scores else None
+            for name in results.evaluations
+        }
+        rows.append(row | dict(one.numbers))
+    return rows
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV; numbers are written so that they read back to the same bits."""
+    lines = [",".join(rows[0])] if rows else []
+    lines += [",".join(_cell(value) for value in row.values()) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return json.dumps(value) if isinstance(value, str) and "," in value else str(value)

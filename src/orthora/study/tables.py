@@ -1,0 +1,235 @@
+"""The tables of a study."""
+
+import math
+from collections.abc import Sequence
+
+from orthora.figures.tables import TextTable
+from orthora.runs import rate_text
+from orthora.study.claims import Verdict
+from orthora.study.compare import Comparisons, Estimate, Paired, Tuned, estimate
+from orthora.study.matched import SHARES, at_equal_norm, at_equal_steps
+from orthora.study.results import Results
+from orthora.study.view import duration
+
+_DASH = "–"
+_INTERVALS = "Brackets: 95 % t interval over seeds."
+
+
+def of_estimate(one: Estimate, sign: str = "") -> str:
+    """A mean with its interval."""
+    if not one.seeds:
+        return _DASH
+    bounds = f" [{one.low:{sign}.3f}, {one.high:{sign}.3f}]" if one.known else ""
+    return f"{one.mean:{sign}.3f}{bounds}"
+
+
+def claims(found: Sequence[Verdict]) -> TextTable:
+    """A verdict per claim."""
+    rows = [(one.claim.says, one.ruling, one.claim.source or _DASH) for one in found]
+    says = (
+        "Clear differences alone count: the joint 95 % interval of a claim's comparisons excludes "
+        "0. The numbers stand below the table."
+    )
+    return TextTable("Claims", ("claim", "verdict", "made in"), tuple(rows), (says,))
+
+
+def best_rates(found: Comparisons) -> TextTable:
+    """Every arm at its own best learning rate."""
+    family = {one.arm: one for one in found.against_reference("tuned")}
+    rows = []
+    for label, tuned in _sorted(found):
+        picks = ", ".join(f"{rate_text(r)} ({n})" for r, n in sorted(tuned.picks.items()))
+        best = rate_text(tuned.rate) if math.isfinite(tuned.rate) else _DASH
+        kl = [one.numbers["kl_base"] for one in tuned.records.values()]
+        known = [value for value in kl if value is not None]
+        cells = (
+            *(("follows the KL", _DASH) if found.arms[label].adaptive else (best, picks or _DASH)),
+            of_estimate(estimate([*tuned.scores.values()])),
+            *_difference(family.get(label)),
+            f"{math.fsum(known) / len(known):.3g}" if known else _DASH,
+        )
+        rows.append((label, *cells))
+    head = ("arm", "best rate", "picked for (seeds)", "pass@1", "less its reference", "joint",
+            "exact p", "Holm", "KL to base")  # fmt: skip
+    say = (
+        f"Best rate: by {found.results.selected!r}, all seeds together. For each seed's score the "
+        f"other seeds pick the rate; the score is {found.results.reported!r}.",
+        _INTERVALS, _correction(len(family), found),
+    )  # fmt: skip
+    return TextTable("At their own best rates", head, tuple(rows), say)
+
+
+def _difference(one: Paired | None) -> tuple[str, str, str, str]:
+    if one is None or not one.alone.seeds:
+        return _DASH, _DASH, _DASH, _DASH
+    joint = of_estimate(one.jointly, "+").partition(" ")[2] or _DASH
+    return of_estimate(one.alone, "+"), joint, f"{one.p:.3g}", f"{one.p_holm:.3g}"
+
+
+def _correction(count: int, found: Comparisons) -> str:
+    seeds = max((len(tuned.scores) for tuned in found.tuned.values()), default=0)
+    least = f"With {seeds} seeds its p can't be below {2.0 ** (1 - seeds):.3g}." if seeds else ""
+    return (
+        f"Joint: Bonferroni over {count} comparisons. Exact p: sign-flip test over paired seeds, "
+        f"two-sided; Holm: corrected for {count}. {least}"
+    ).rstrip()
+
+
+def shared_rates(found: Comparisons) -> TextTable:
+    """Every arm at every rate."""
+    rates = found.rates
+    rows = []
+    for label in (label for label, _ in _sorted(found) if label in found.fixed):
+        cells = []
+        for rate in rates:
+            fallen, known = found.collapse_counts(label, rate)
+            text = of_estimate(estimate([*found.at(label, rate).values()]))
+            cells.append(f"{text} ({fallen} of {known} collapsed)" if fallen else text)
+        rows.append((label, *cells))
+    best = found.best_shared_rate()
+    say = [_INTERVALS, _collapsed_means(found.results)]
+    if math.isfinite(best):
+        say.append(f"The best shared rate, by {found.results.selected!r}: {rate_text(best)}.")
+    return TextTable("At shared rates", ("arm", *map(rate_text, rates)), tuple(rows), tuple(say))
+
+
+def _collapsed_means(results: Results) -> str:
+    base = results.base.get(results.reported)
+    if base is None:
+        return "The base model was not scored, so it is not known which runs collapsed."
+    return (
+        f"Collapsed: below half of the base model's {base:.3f}, or ended by training itself "
+        "(no signal left, a loss that is not finite)."
+    )
+
+
+def shared_differences(found: Comparisons) -> TextTable:
+    """Every arm against its reference, both at the reference's best rate."""
+    rows = []
+    family = found.against_reference("shared")
+    for one in family:
+        rate = rate_text(found.tuned[one.than].rate)
+        rows.append((one.arm, one.than, rate, *_difference(one)))
+    head = ("arm", "reference", "rate", "difference", "joint", "exact p", "Holm")
+    say = (_INTERVALS, _correction(len(family), found))
+    return TextTable("At the reference's best rate", head, tuple(rows), say)
+
+
+def sensitivity(found: Comparisons) -> TextTable:
+    """How much depends on the learning rate."""
+    margin, rows = found.results.spec.margin, []
+    base = found.results.base.get(found.results.reported)
+    for label, tuned in _sorted(found):
+        if label not in found.fixed:
+            continue
+        means = {
+            rate: estimate([*found.at(label, rate).values()]).mean for rate in found.cells[label]
+        }
+        means = {rate: mean for rate, mean in means.items() if math.isfinite(mean)}
+        best = means.get(tuned.rate, math.nan)
+        near = [rate for rate, mean in sorted(means.items()) if mean >= best - margin]
+        fallen, known = found.collapse_counts(label)
+        scores = [
+            s for by_seed in found.cells[label].values() for r in by_seed.values()
+            if (s := r.scores.get(found.results.reported)) is not None
+        ]  # fmt: skip
+        below = sum(float(score) < base for score in scores) if base is not None else None
+        rows.append((
+            label,
+            of_estimate(estimate([*found.scores(label, "sweep").values()])),
+            f"{min(means.values()):.3f}" if means else _DASH,
+            ", ".join(map(rate_text, near)) or _DASH,
+            f"{fallen} of {known}" if known else _DASH,
+            _DASH if below is None else f"{below} of {len(scores)}",
+        ))  # fmt: skip
+    head = ("arm", "mean over rates", "worst rate", f"rates within {margin:g} of the best",
+            "collapsed", "below the base model")  # fmt: skip
+    return TextTable("Sensitivity to the learning rate", head, tuple(rows),
+                     (_INTERVALS, _collapsed_means(found.results)))  # fmt: skip
+
+
+def equal_norm(found: Comparisons) -> TextTable:
+    """Arms beside the reference at an equal norm of the first update."""
+    rows = [
+        (one.arm, rate_text(one.rate), f"{one.norm:.3g}", of_estimate(one.own),
+         of_estimate(one.difference, "+"), str(one.difference.seeds))
+        for one in at_equal_norm(found)
+    ]  # fmt: skip
+    head = ("arm", "rate", "|dW| of the first update", "pass@1", "less the reference's", "seeds")
+    say = (
+        "The reference's score is interpolated over the logarithm of its own first norms, seed by "
+        "seed; rates that lie outside of them are left out. Not corrected for their number.",
+        _INTERVALS,
+    )
+    return TextTable("At an equal first step", head, tuple(rows), say)
+
+
+def equal_steps(found: Comparisons) -> TextTable:
+    """Training accuracy after equal numbers of steps."""
+    table = at_equal_steps(found)
+    rows = [(label, *map(of_estimate, table[label])) for label, _ in _sorted(found)]
+    head = ("arm", *(f"{share:.0%} of the steps" for share in SHARES))
+    say = ("Share of right answers in training, mean over a tenth of the steps, every arm at its "
+           "own best rate.", _INTERVALS)  # fmt: skip
+    return TextTable("At equal steps", head, tuple(rows), say)
+
+
+def costs(found: Comparisons) -> TextTable:
+    """What the cells cost."""
+    rows, whole = [], 0.0
+    for label in found.arms:
+        records = [r for by_seed in found.cells[label].values() for r in by_seed.values()]
+        seconds = [one.seconds for one in records if one.seconds]
+        sizes = [one.parameters for one in records if one.parameters]
+        whole += math.fsum(seconds)
+        rows.append((
+            label,
+            f"{max(sizes):,}" if sizes else _DASH,
+            str(len(seconds)),
+            f"{math.fsum(seconds) / len(seconds):.1f}" if seconds else _DASH,
+            duration(math.fsum(seconds)) if seconds else _DASH,
+        ))  # fmt: skip
+    head = ("arm", "trained parameters", "runs", "seconds per run", "all runs")
+    say = (f"Wall time of training, evaluations not counted; {duration(whole)} in all. It depends "
+           "on what else the machine did.",)  # fmt: skip
+    return TextTable("Cost", head, tuple(rows), say)
+
+
+def failures(results: Results) -> TextTable | None:
+    """Cells that did not finish; None if all did."""
+    rows = [
+        (one.cell.name, one.state, one.reason or "not run yet",
+         "–" if one.step is None else str(one.step))
+        for one in results.records if one.state != "finished"
+    ]  # fmt: skip
+    if not rows:
+        return None
+    say = ("A run that training itself ended is scored at its last checkpoint, or as 0 if it has "
+           "none; other failures are not scored.",)  # fmt: skip
+    return TextTable("Cells that did not finish", ("cell", "state", "why", "scored at step"),
+                     tuple(rows), say)  # fmt: skip
+
+
+def _sorted(found: Comparisons) -> list[tuple[str, Tuned]]:
+    """Arms by tuned score, the best first."""
+
+    def score(label: str) -> float:
+        mean = estimate([*found.tuned[label].scores.values()]).mean
+        return mean if math.isfinite(mean) else -math.inf
+
+    return [(label, found.tuned[label]) for label in sorted(found.arms, key=score, reverse=True)]
+
+
+def all_tables(found: Comparisons) -> dict[str, TextTable]:
+    """All of them, by the name of their file."""
+    tables = {
+        "best-rates": best_rates(found),
+        "shared-rates": shared_rates(found),
+        "shared-differences": shared_differences(found),
+        "sensitivity": sensitivity(found),
+        "equal-norm": equal_norm(found),
+        "equal-steps": equal_steps(found),
+        "costs": costs(found),
+    }
+    left = failures(found.results)
+    return {name: t for name, t in tables.items() if t.rows} | ({"failures": left} if left else {})
