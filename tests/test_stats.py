@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orthora.stats import _t_quantile, bootstrap_interval, pass_at_k, sign_flip_p
+from orthora.stats import _t_quantile, bootstrap_interval, holm, pass_at_k, sign_flip_p
 
 
 def test_pass_at_k_equals_the_share_of_k_subsets_with_a_correct_sample():
@@ -291,9 +291,95 @@ def test_sign_flips_find_a_true_difference():
     [
         ([], "empty"),
         ([Fraction(1, 2), 0.25], "difference 1 is 0.25; pass exact ones"),
-        ([Fraction(1, p) for p in (100_003, 100_019, -100_043)], "same number of samples"),
+        ([Fraction((-1) ** i, 1009 + i) for i in range(13)], "same number of samples"),
     ],
 )
 def test_sign_flips_refuse(differences: list, message: str):
     with pytest.raises(ValueError, match=message):
         sign_flip_p(differences)
+
+
+def test_few_differences_may_have_any_denominators():
+    primes = [Fraction(1, p) for p in (100_003, 100_019, -100_043, 99_991, 3)]
+    assert sign_flip_p(primes) == float(every_sign(primes))
+    assert sign_flip_p([*primes, *[Fraction(0)] * 50]) == float(every_sign(primes))
+    twelve = [Fraction((-1) ** i, 1009 + i) for i in range(12)]  # thirteen are refused
+    assert 0.9 < sign_flip_p(twelve) <= 1
+
+
+@given(st.lists(st.integers(-40, 40).filter(bool), min_size=13, max_size=15))
+@settings(max_examples=10, deadline=None)
+def test_counting_of_many_differences_goes_on_where_that_of_few_ends(differences: list[int]):
+    sizes = np.array(differences)
+    bits = (np.arange(2 ** len(sizes))[:, None] >> np.arange(len(sizes))) & 1
+    sums = np.abs((2 * bits - 1) @ sizes)
+    expected = np.mean(sums >= abs(sizes.sum()))
+    assert sign_flip_p(differences) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("seeds", range(1, 13))
+def test_sign_flips_over_few_seeds_have_a_floor(seeds: int):
+    floor = 2.0 ** (1 - seeds)
+    assert sign_flip_p([Fraction(i + 1, 7) for i in range(seeds)]) == floor
+    assert sign_flip_p([*[Fraction(1)] * (seeds - 1), Fraction(-1, 1000)]) == min(1, 2 * floor)
+
+
+@pytest.mark.parametrize("seeds", [5, 8])
+def test_sign_flips_over_few_seeds_keep_every_attainable_level(seeds: int):
+    generator = np.random.default_rng(9)
+    draws = generator.integers(-1000, 1001, size=(2_000, seeds))
+    ps = np.array([sign_flip_p(row) for row in draws])
+    for level in (2.0 ** (1 - seeds), 2.0 ** (3 - seeds), 0.25, 0.5):
+        assert np.mean(ps <= level) < level + 3 * (level * (1 - level) / len(ps)) ** 0.5
+
+
+def holm_rejects(ps: Sequence[float], level: float) -> list[bool]:
+    """Holm's procedure as he gives it: step down, and stop at the first that stands."""
+    rejects = [False] * len(ps)
+    for place, index in enumerate(np.argsort(ps, kind="stable")):
+        if ps[index] > level / (len(ps) - place):
+            break
+        rejects[index] = True
+    return rejects
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.001, 0.4]) == pytest.approx([0.8, 0.003, 0.8])
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=8))
+@settings(max_examples=200, deadline=None)
+def test_holm_adjusted_is_the_least_level_at_which_his_procedure_rejects(ps: list[float]):
+    adjusted = holm(ps)
+    for index, value in enumerate(adjusted):
+        assert ps[index] <= value <= 1
+        assert value == 1 or holm_rejects(ps, value * (1 + 1e-9))[index]
+        assert not holm_rejects(ps, value * (1 - 1e-9))[index]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.randoms())
+@settings(max_examples=100, deadline=None)
+def test_holm_keeps_the_order_and_lies_between_single_and_bonferroni(ps: list[float], random):
+    adjusted = holm(ps)
+    order = list(range(len(ps)))
+    random.shuffle(order)
+    assert holm([ps[i] for i in order]) == [adjusted[i] for i in order]
+    for p, value in zip(ps, adjusted, strict=True):
+        assert p <= value <= min(1.0, len(ps) * p)
+    assert [adjusted[i] for i in np.argsort(ps, kind="stable")] == sorted(adjusted)
+
+
+def test_holm_keeps_the_level_of_a_family_whose_tests_depend_on_each_other():
+    generator = np.random.default_rng(10)
+    trials, errors, found = 4_000, 0, 0
+    for _ in range(trials):
+        common, own = generator.normal(size=1), generator.normal(size=5)
+        z = np.sqrt(0.5) * common + np.sqrt(0.5) * own + np.array([0, 0, 0, 3.5, 3.5])
+        adjusted = holm([erfc(abs(value) / sqrt(2)) for value in z])
+        errors += min(adjusted[:3]) <= 0.05
+        found += min(adjusted[3:]) <= 0.05
+    assert errors / trials < 0.05 + 3 * (0.05 * 0.95 / trials) ** 0.5
+    assert found / trials > 0.8

@@ -4,6 +4,7 @@
 norms, energies and singular values of dW then cost O((m + n) k^2), and dW is never formed.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +42,10 @@ class Product:
         return float((left * right).sum().clamp_min(0.0).sqrt())
 
     def spectral_norm(self) -> float:
-        """``|X Y|_2``: the root of the largest eigenvalue of ``X' X Y Y'``."""
+        """``|X Y|_2``: the root of the largest eigenvalue of ``X' X Y Y'``; NaN if it overflows."""
         left, right = self.grams()
+        if not (left @ right).isfinite().all():
+            return math.nan
         return float(torch.linalg.eigvals(left @ right).real.max().clamp_min(0.0).sqrt())
 
     def energy_in(self, V: Tensor) -> float:

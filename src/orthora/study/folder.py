@@ -102,7 +102,7 @@ def works(spec: StudySpec, cells: Sequence[Cell]) -> list[Work]:
         name = base_name(model, models)
         found.append(_work(spec, name, None, model, evaluations, None))
     for cell in cells:
-        config = cell.config(spec.folder).model_dump(mode="json")
+        config = cell.settings | {"out": str(spec.folder / "runs" / cell.name)}
         found.append(_work(spec, cell.name, config, cell.settings["model"], evaluations, cell))
     return found
 

@@ -86,5 +86,8 @@ def _by_type(steps: Sequence[Product]) -> dict[str, float]:
 
 def _condition(product: Product) -> float:
     A = product.slot.factors()[0].double().cpu()
-    values = torch.linalg.eigvalsh(A @ A.mT)
+    gram = A @ A.mT
+    if not gram.isfinite().all():  # LAPACK would fail, and the run with it
+        return math.nan
+    values = torch.linalg.eigvalsh(gram)
     return float((values[-1] / values[0].clamp_min(1e-300)).sqrt())

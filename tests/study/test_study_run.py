@@ -1,0 +1,267 @@
+"""Studies run: once, whatever happens on the way, and to the same bits."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from driven import (
+    GRID,
+    SETTINGS,
+    cell_processes,
+    kill,
+    results,
+    run,
+    start,
+    wait_for,
+    write_study,
+)
+from safetensors.torch import load_file
+
+import orthora
+from orthora.cli import main
+from orthora.study import load_study, plan
+
+pytestmark = pytest.mark.xdist_group("study")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Path, str]:
+    """The small study, run without a disturbance, and its result table."""
+    file = write_study(tmp_path_factory.mktemp("undisturbed"))
+    run("run", file, "--jobs", "2")
+    return file, results(file)
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    files = [*folder.glob("runs/*/result.json"), *folder.glob("runs/*/eval-*/scores.json")]
+    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in files}
+
+
+def test_every_cell_is_trained_evaluated_and_kept(done):
+    file, table = done
+    cells = plan(load_study(file))
+    assert len(table.splitlines()) == 1 + len(cells) == 5
+    for cell in cells:
+        ending = json.loads((file.parent / "out/cells" / cell.name / "cell.json").read_text())
+        assert (ending["state"], ending["reason"], ending["scored_step"]) == ("finished", None, 3)
+    assert (file.parent / "out/report/report.html").stat().st_size > 10_000
+
+
+def test_what_is_finished_is_not_touched_again_and_new_cells_are_done(done, tmp_path):
+    file, _ = done
+    folder = file.parent / "out"
+    before = stamps(folder)
+    grown = write_study(file.parent, grid=GRID.replace("seed = [0]", "seed = [0, 1]"))
+    run("run", grown, "--limit", "1")
+    after = stamps(folder)
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 2  # a run and its evaluation
+    write_study(file.parent)
+
+
+def test_a_cell_is_the_run_that_the_train_and_eval_commands_make(done, tmp_path):
+    file, _ = done
+    spec = load_study(file)
+    cell = next(cell for cell in plan(spec) if cell.method == "pissa")
+    there = spec.folder / "runs" / cell.name
+    config = cell.config(spec.folder).model_copy(update={"out": str(tmp_path / "run")})
+    threads = torch.get_num_threads()
+    try:
+        orthora.train(config, progress=False)
+    finally:
+        torch.set_num_threads(threads)
+    mine, theirs = (load_file(p / "adapter/adapter_model.safetensors")
+                    for p in (tmp_path / "run", there))  # fmt: skip
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    settings = {"task": "arithmetic", "problems": 8, "samples": 2, "max_response_tokens": 16}
+    found = orthora.evaluate(settings | {"adapter": str(tmp_path / "run")})
+    kept = json.loads(next(there.glob("eval-test-*/scores.json")).read_text())
+    assert found.pass_at_1 == kept["pass_at_1"]
+
+
+def test_checkpoints_go_when_a_cell_has_finished(done):
+    assert not [*(done[0].parent / "out").glob("runs/*/checkpoints")]
+
+
+def test_a_killed_worker_is_replaced_and_goes_on_to_the_same_bits(done, tmp_path):
+    file = write_study(tmp_path)
+    driver = start("run", file, "--jobs", "1")
+    folder = tmp_path / "out"
+    wait_for(lambda: [*folder.glob("runs/*/checkpoints/checkpoint-*/orthora_checkpoint.json")])
+    for process in cell_processes(driver.pid):
+        kill(process.pid)
+    out, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, out
+    assert "lost: its process was ended by SIGKILL" in out
+    assert results(file) == done[1]
+
+
+def test_a_killed_driver_takes_its_workers_along_and_the_same_command_goes_on(done, tmp_path):
+    file = write_study(tmp_path)
+    driver = start("run", file, "--jobs", "2")
+    folder = tmp_path / "out"
+    wait_for(lambda: [*folder.glob("runs/*/metrics.jsonl")])
+    workers = cell_processes(driver.pid)
+    assert workers
+    kill(driver.pid)
+    driver.wait()
+    psutil.wait_procs(workers, timeout=20)
+    assert not [one for one in workers if one.is_running() and one.status() != "zombie"]
+    run("run", file, "--jobs", "1")
+    assert results(file) == done[1]
+
+
+def test_an_interrupted_driver_says_how_to_go_on(tmp_path):
+    file = write_study(tmp_path)
+    driver = start("run", file, "--jobs", "1")
+    wait_for(lambda: [*(tmp_path / "out").glob("runs/*/metrics.jsonl")])
+    workers = cell_processes(driver.pid)
+    driver.send_signal(signal.SIGINT)
+    out, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "the same command goes on" in out
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+
+
+def test_a_failed_cell_is_kept_with_its_reason_and_the_others_go_on(tmp_path):
+    grid = GRID.replace('["lora", "pissa"]', '["lora"]').replace("[1e-3, 3e-3]", "[1e-3]")
+    file = write_study(
+        tmp_path, grid=f"{grid}rank = [8, 4096]\n\n[[grid]]\nmethod = 'lora'\nseed = [0]\n"
+        "learning_rate = [1e30]\nrank = 8\n",
+    )  # fmt: skip
+    out = run("run", file)
+    assert "1 finished" in out.splitlines()[-1] or "2 finished" in out
+    endings = {
+        path.parent.name: json.loads(path.read_text())
+        for path in (tmp_path / "out").glob("cells/lora*/cell.json")
+    }
+    by_rank = next(one for name, one in endings.items() if "r4096" in name)
+    assert (by_rank["state"], by_rank["by_training"]) == ("failed", False)
+    assert "4096" in by_rank["reason"]
+    by_rate = next(one for name, one in endings.items() if "1e30" in name)
+    assert (by_rate["state"], by_rate["by_training"]) == ("failed", True)
+    assert "not finite" in by_rate["reason"]
+    rows = results(file).splitlines()
+    assert len(rows) == 4
+    before = stamps(tmp_path / "out")
+    assert "failed: " in run("run", file)  # nothing is tried again unless that is asked for
+    assert stamps(tmp_path / "out") == before
+
+
+def test_a_cell_whose_process_dies_each_time_is_given_up(tmp_path):
+    reward = tmp_path / "deadly.py"
+    reward.write_text(
+        "import os, signal\ndef die(response, answer):\n    os.kill(os.getpid(), 9)\n"
+    )
+    settings = f'{SETTINGS}reward = "{reward}:die"\n'
+    one = GRID.replace('["lora", "pissa"]', '["lora"]').replace("[1e-3, 3e-3]", "[1e-3]")
+    file = write_study(tmp_path, grid=one, settings=settings, more="retries = 1")
+    out = run("run", file)
+    assert out.count("lost: its process was ended by SIGKILL") == 2
+    assert "2 times" in out
+
+
+def test_cells_are_taken_from_another_study_instead_of_being_run(done, tmp_path):
+    file = write_study(
+        tmp_path, name="other", more=f'reuse = ["{done[0].parent / "out"}"]'
+    )  # fmt: skip
+    out = run("run", file)
+    assert "4 cells taken from" in out
+    assert results(file) == done[1]
+
+
+def test_two_drivers_do_not_work_in_one_folder(tmp_path):
+    file = write_study(tmp_path)
+    driver = start("run", file, "--jobs", "1")
+    try:
+        wait_for(lambda: [*(tmp_path / "out").glob("cells/*/log.txt")])
+        assert "another process is writing" in run("run", file, code=2)
+    finally:
+        os.killpg(driver.pid, signal.SIGTERM)
+        driver.communicate(timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("learning_rate = [1e-3, 3e-3]", "learning_rat = [1e-3]"), "Did you mean 'learning_rate'"),
+        (("seed = [0]", "seed = []"), "grid 1 is empty: axis 'seed' has no values"),
+        (("seed = [0]", "seed = [0, 0]"), "two cells have one hash: lora-1e-3-r8-s0-"),
+        (("seed = [0]", 'seed = [0]\nmodel = "/nowhere/model"'), "cell lora-1e-3"),
+        (("seed = [0]", 'seed = [0]\ntask = "arithmetik"'), "arithmetic"),
+        (("seed = [0]", "rank = [4]\nseed = [0]\n[[grid]]\nmethod = 'rlpo'\nseed = [0]\n"
+          "learning_rate = [1e-3, 3e-3]"), "differ in rank (4 against 8)"),
+    ],
+)  # fmt: skip
+def test_bad_grids_are_one_clear_line_and_nothing_is_begun(tmp_path, capsys, change, says):
+    file = write_study(tmp_path, grid=GRID.replace(*change))
+    assert main(["study", "run", str(file)]) == 2
+    out = capsys.readouterr().err
+    assert says in out
+    assert len(out.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_another_study_is_left_alone(done, capsys):
+    other = write_study(done[0].parent, name="another")
+    for what in ("run", "report"):
+        assert main(["study", what, str(other)]) == 2
+        assert "is the folder of study 'small', not of 'another'" in capsys.readouterr().err
+    other.unlink()
+
+
+def test_a_ray_address_that_does_not_answer_is_one_clear_line(tmp_path, capsys):
+    pytest.importorskip("ray")
+    file = write_study(tmp_path)
+    for address, says in (
+        ("127.0.0.1:1", "no Ray cluster answers at '127.0.0.1:1'"),
+        ("nonsense", "is not HOST:PORT"),
+    ):
+        assert main(["study", "run", str(file), "--ray", address]) == 2
+        out = capsys.readouterr().err
+        assert says in out
+        assert len(out.strip().splitlines()) == 1
+
+
+def test_a_dry_run_prints_the_plan_with_its_cost_and_begins_nothing(tmp_path, capsys):
+    assert main(["study", "run", str(write_study(tmp_path)), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "4 cells in" in out
+    assert "96 responses" in out  # 4 cells x 3 steps x 2 prompts x 4
+    assert "1,536 tokens at most" in out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_sixty_cells_killed_at_random_ten_times_end_with_the_same_table(tmp_path):
+    grid = GRID.replace("seed = [0]", f"seed = {[*range(15)]}")
+    (tmp_path / "calm").mkdir()
+    calm = write_study(tmp_path / "calm", grid=grid)
+    assert len(plan(load_study(calm))) == 60
+    run("run", calm, "--jobs", "2")
+    (tmp_path / "wild").mkdir()
+    wild = write_study(tmp_path / "wild", grid=grid)
+    dice = random.Random(7)
+    kills = 0
+    while kills < 10:
+        driver = start("run", wild, "--jobs", "2")
+        time.sleep(dice.uniform(6, 16))
+        assert driver.poll() is None, "it ended before ten kills; give it more cells"
+        workers = cell_processes(driver.pid)
+        if dice.random() < 0.5 and workers:
+            kill(dice.choice(workers).pid)
+            kills += 1
+            time.sleep(dice.uniform(0, 3))
+        kill(driver.pid)
+        kills += 1
+        driver.communicate()
+    run("run", wild, "--jobs", "2")
+    assert results(wild) == results(calm)
