@@ -18,13 +18,11 @@ from study_data import ADAPTIVE, METHODS, RATES, TEST, Entry, Simulated, compare
 
 import orthora.stats
 from orthora.store import write_json
-from orthora.study import Cell, StudySpec, plan
+from orthora.study import StudySpec, plan
 from orthora.study.compare import Comparisons, Paired, estimate
 from orthora.study.folder import evaluations_of
 from orthora.study.job import Ending, evaluation_folder
-from orthora.study.results import OWN, Results, as_csv, exact, load_results, rows_of
-
-pytestmark = pytest.mark.xdist_group("null studies")  # one worker makes what several look at
+from orthora.study.results import OWN, as_csv, exact, load_results, rows_of
 
 Counts = Mapping[float, Mapping[int, int | None]]
 """Right answers of 1024, by rate and seed."""
@@ -165,6 +163,20 @@ def test_the_score_of_the_run_itself_stands_in_where_a_study_has_no_evaluations(
     assert found.reported == found.selected == OWN
 
 
+def test_a_mean_of_evaluations_is_exact_and_there_if_all_are(folder: StudySpec):
+    both = folder.model_copy(update={"report": ["test", "validation"], "select": "test"})
+    one, other = plan(both)
+    keep(both, one.name, Ending("finished", scored_step=50), {"validation": 0.3, "test": 1 / 3})
+    keep(both, other.name, Ending("finished", scored_step=50), {"validation": 0.3})
+    keep(both, "base", Ending("finished", scored_step=0), {"validation": 0.25, "test": 0.75})
+    found = load_results(both)
+    first, second = (record.scores for record in found.records)
+    assert first[found.reported] == Fraction(19, 60)
+    assert first[found.selected] == Fraction(1, 3)
+    assert found.reported not in second
+    assert found.base[found.reported] == 0.5
+
+
 def test_rows_of_numbers_read_back_to_the_same_bits(folder: StudySpec):
     one, _ = plan(folder)
     result = {"kl_base": 0.1 + 0.2, "peak_grad_norm": 1e-17 / 3}
@@ -279,10 +291,7 @@ def test_of_equal_rates_the_lowest_is_picked_whatever_the_order():
     for order in (rows, dict(reversed(rows.items()))):
         tuned = compared(entries("rlpo", order)).tuned["rlpo"]
         assert tuned.rate == 1e-4
-        assert tuned.scores == {
-            0: Fraction(512, 1024),
-            1: Fraction(512, 1024),
-        }  # 3e-3 for seed 0? no
+        assert tuned.scores == {0: Fraction(1, 2), 1: Fraction(1, 2)}  # each at the other's best
         assert tuned.picks == {3e-3: 1, 1e-4: 1}
 
 
@@ -684,6 +693,7 @@ def at_most(level: float, trials: int = STUDIES) -> float:
     return level + 3 * math.sqrt(level * (1 - level) / trials)
 
 
+SLOW = pytest.mark.slow
 NEAR = "picks of a seed depend on the others' scores, so that tuned scores of seeds are correlated"
 FAVOUR = "the reference's rate is picked on the same scores, which favours the reference"
 
@@ -693,8 +703,8 @@ FAVOUR = "the reference's rate is picked on the same scores, which favours the r
     [
         (CLEAR, "tuned"),
         (CLEAR, "shared"),
-        pytest.param(EQUAL, "tuned", marks=pytest.mark.xfail(strict=True, reason=NEAR)),
-        (EQUAL, "shared"),
+        pytest.param(EQUAL, "tuned", marks=[SLOW, pytest.mark.xfail(strict=True, reason=NEAR)]),
+        pytest.param(EQUAL, "shared", marks=SLOW),
     ],
     ids=["best rate clear, tuned", "best rate clear, shared", "rates equal, tuned",
          "rates equal, shared"],
@@ -712,8 +722,8 @@ def test_studies_without_a_difference_rarely_show_one(means: Sequence[float], vi
     [
         (CLEAR, "tuned"),
         (CLEAR, "shared"),
-        (EQUAL, "tuned"),
-        pytest.param(EQUAL, "shared", marks=pytest.mark.xfail(strict=True, reason=FAVOUR)),
+        pytest.param(EQUAL, "tuned", marks=SLOW),
+        pytest.param(EQUAL, "shared", marks=[SLOW, pytest.mark.xfail(strict=True, reason=FAVOUR)]),
     ],
     ids=["best rate clear, tuned", "best rate clear, shared", "rates equal, tuned",
          "rates equal, shared"],
@@ -740,10 +750,8 @@ def test_luck_of_a_noisy_arm_is_not_counted_as_merit():
     noise[1] = 0.06
     counts = drawn(np.random.default_rng(9), EQUAL, STUDIES, arms=3, noise=noise)
     simulated = Simulated(METHODS[:3])
-    tuned = np.array([
-        [np.mean([float(s) for s in one.scores.values()]) for one in simulated(study).tuned.values()]
-        for study in counts
-    ])  # fmt: skip
+    arms = [simulated(study).tuned.values() for study in counts]
+    tuned = np.array([[sum(one.scores.values()) / 8 for one in study] for study in arms], float)
     naive = counts.mean(axis=3).max(axis=2) / 1024
     for scores, unbiased in ((tuned, True), (naive, False)):
         off = scores[:, 1] - scores[:, 0]  # the noisy one less the reference
@@ -753,14 +761,13 @@ def test_luck_of_a_noisy_arm_is_not_counted_as_merit():
     assert naive[:, 1].mean() > 0.515
 
 
-@pytest.mark.xfail(
-    strict=True, reason="equal differences have an interval without width, which then excludes 0"
-)
-def test_two_seeds_on_a_coarse_scale_rarely_show_a_difference():
-    generator = np.random.default_rng(11)  # thirty problems, greedy
-    simulated, errors = Simulated(METHODS[:2], RATES[:1], seeds=2), 0
-    for _ in range(500):
-        counts = 32 * generator.binomial(30, 0.4, size=(2, 1, 2))
-        (one,) = simulated(counts).against_reference("tuned")
-        errors += one.sign != 0
-    assert errors / 500 <= at_most(0.05, 500)
+def test_few_seeds_on_a_coarse_scale_rarely_show_a_difference():
+    """Equal differences have an interval without width, which must be as rare as it should be."""
+    generator = np.random.default_rng(11)
+    for seeds in (2, 3):
+        simulated, errors = Simulated(METHODS[:2], RATES[:1], seeds=seeds), 0
+        for _ in range(STUDIES):
+            counts = 32 * generator.binomial(30, 0.4, size=(2, 1, seeds))  # 30 problems, greedy
+            (one,) = simulated(counts).against_reference("tuned")
+            errors += one.sign != 0
+        assert errors / STUDIES <= at_most(0.05)

@@ -493,7 +493,7 @@ def test_a_study_is_read_from_its_file(written: Callable[[str], Path]):
         '[[claims]]\nsays = "so"\nkind = "better"\nmethods = ["lora"]\n'
     )
     spec = load_study(written(text))
-    assert (spec.selected(), spec.reported(), spec.reference) == ("val", "test", "rlpo")
+    assert (spec.selected(), spec.reported(), spec.reference) == (("val",), ("test",), "rlpo")
     assert spec.claims == [claim("better", ["lora"]).model_copy(update={"says": "so"})]
     assert spec.folder == Path("runs/x")
 
@@ -502,15 +502,15 @@ def test_the_first_evaluation_is_reported_and_selects_if_nothing_is_said(written
     one = load_study(
         written(f"{HEAD}{AXES}[evaluations.a]\n{ARITHMETIC}[evaluations.b]\n{ARITHMETIC}")
     )
-    assert (one.selected(), one.reported()) == ("a", "a")
+    assert (one.selected(), one.reported()) == (("a",), ("a",))
     two = load_study(
         written(
             f'report = "b"\n{HEAD}{AXES}[evaluations.a]\n{ARITHMETIC}[evaluations.b]\n{ARITHMETIC}'
         )
     )
-    assert (two.selected(), two.reported()) == ("b", "b")
+    assert (two.selected(), two.reported()) == (("b",), ("b",))
     none = load_study(written(HEAD + AXES))
-    assert (none.selected(), none.reported()) == (None, None)
+    assert (none.selected(), none.reported()) == ((), ())
 
 
 def test_a_base_beside_the_file_is_found_from_anywhere(written, base: Path, monkeypatch, tmp_path):
@@ -561,6 +561,10 @@ def test_a_base_beside_the_file_is_found_from_anywhere(written, base: Path, monk
         (
             f'select = "tst"\n{HEAD}{AXES}[evaluations.test]\n{ARITHMETIC}',
             "select 'tst' is none of the evaluations (test). Did you mean 'test'?",
+        ),
+        (
+            f'report = ["test", "tst"]\n{HEAD}{AXES}[evaluations.test]\n{ARITHMETIC}',
+            "report 'tst' is none of the evaluations (test). Did you mean 'test'?",
         ),
         (f'report = "t"\n{HEAD}{AXES}', "report 't' is none of the evaluations (there are none)."),
     ],

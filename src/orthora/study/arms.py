@@ -51,7 +51,9 @@ def arms_of(cells: Sequence[Cell]) -> dict[str, Arm]:
 def _words(key: str, value: object) -> str:
     if key == "schedule":
         return str(value)
-    return f"{key} {rate_text(value) if isinstance(value, float) and value < 0.1 else value}"
+    if isinstance(value, float):
+        return f"{key} {rate_text(value) if 0 < value < 0.01 else f'{value:g}'}"
+    return f"{key} {value}"
 
 
 def check_claims(spec: StudySpec, cells: Sequence[Cell]) -> None:

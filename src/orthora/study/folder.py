@@ -140,14 +140,17 @@ def _complete(job: Job, ending: Ending | None) -> bool:
 def reuse(spec: StudySpec, found: Sequence[Work]) -> list[Work]:
     """Copy cells that have ended in other studies' folders; those that were copied.
 
+    A folder that is not there yet gives none.
+
     Raises:
         ValueError: if such a folder is no study's.
     """
     taken = []
     for place in map(Path, spec.reuse):
+        if not place.exists():
+            continue
         if not (place / _OWNER).is_file():
-            raise ValueError(f"reuse {str(place)!r} is no study's folder; take it out, or run that "
-                             "study first")  # fmt: skip
+            raise ValueError(f"reuse {str(place)!r} is no study's folder; take it out")
         for work in found:
             name = work.job.name
             there = ending_of(place / "cells" / name)

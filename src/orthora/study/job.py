@@ -74,7 +74,8 @@ class Ending:
         by_training: training itself led to the failure, so that it would come again; such a cell is
             scored at its last checkpoint.
         scored_step: training step of what the evaluations scored; None where nothing was.
-        seconds: wall time of this attempt, or of all if none was lost.
+        seconds: wall time of this attempt.
+        cpu_seconds: of this attempt, its child processes included.
         host: where it ran last.
     """
 
@@ -83,6 +84,7 @@ class Ending:
     by_training: bool = False
     scored_step: int | None = None
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     host: str = ""
 
 
@@ -135,7 +137,8 @@ def run_job(job: Job) -> Ending:
         if ending.state == "finished" and not job.keep_checkpoints:
             shutil.rmtree(job.run / "checkpoints", ignore_errors=True)
         seconds = round(time.perf_counter() - started, 3)
-        ending = replace(ending, seconds=seconds, host=socket.gethostname())
+        cpu = round(sum(os.times()[:4]), 3)
+        ending = replace(ending, seconds=seconds, cpu_seconds=cpu, host=socket.gethostname())
         write_json(job.cell / ENDING, asdict(ending))
     return ending
 

@@ -74,17 +74,31 @@ class Results:
     @property
     def reported(self) -> str:
         """The score that tables have."""
-        return self.spec.reported() or OWN
+        return score_name(self.spec.reported())
 
     @property
     def selected(self) -> str:
         """The score that learning rates are picked by."""
-        return self.spec.selected() or OWN
+        return score_name(self.spec.selected())
 
     def states(self) -> dict[str, int]:
         """Number of cells by state."""
         names = ("finished", "failed", "missing")
         return {name: sum(r.state == name for r in self.records) for name in names}
+
+
+def score_name(evaluations: Sequence[str]) -> str:
+    """Of a score that is the mean of some evaluations."""
+    return " and ".join(evaluations) or OWN
+
+
+def _with_means(spec: StudySpec, scores: dict[str, Fraction]) -> dict[str, Fraction]:
+    """Scores and the means of several that the study asks for, of those that are whole."""
+    for names in (spec.reported(), spec.selected()):
+        if len(names) > 1 and all(name in scores for name in names):
+            mean = sum((scores[name] for name in names), Fraction(0)) / len(names)
+            scores = scores | {score_name(names): mean}
+    return scores
 
 
 def load_results(spec: StudySpec) -> Results:
@@ -99,7 +113,7 @@ def load_results(spec: StudySpec) -> Results:
         raise ValueError(f"{spec.folder} does not exist; run the study first: orthora study run")
     arms = arms_of(cells)
     found = works(spec, cells)
-    records = [_record(work, arms[work.cell.name]) for work in found if work.cell]
+    records = [_record(spec, work, arms[work.cell.name]) for work in found if work.cell]
     return Results(spec, records, _base(spec, cells))
 
 
@@ -109,7 +123,7 @@ def _base(spec: StudySpec, cells: Sequence[Cell]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for model in models:
         run = spec.folder / "runs" / base_name(model, models)
-        for name, score in _scores(run, evaluations_of(spec)).items():
+        for name, score in _with_means(spec, _scores(run, evaluations_of(spec))).items():
             found.setdefault(name, []).append(float(score))
     if not spec.evaluations:
         for cell in cells:
@@ -135,7 +149,7 @@ def exact(score: float) -> Fraction:
     return Fraction(score).limit_denominator(_LIMIT)
 
 
-def _record(work: Work, arm: Arm) -> Record:
+def _record(spec: StudySpec, work: Work, arm: Arm) -> Record:
     assert work.cell is not None, "a cell"
     run, ending = work.job.run, work.ending
     result: dict[str, Any] = {}
@@ -151,6 +165,7 @@ def _record(work: Work, arm: Arm) -> Record:
             scores = {OWN: exact(result["evaluation"]["pass_at_1"])}
         if ending.by_training and ending.scored_step is None:
             scores = dict.fromkeys(work.job.evaluations or [OWN], Fraction(0))
+        scores = _with_means(spec, scores)
     rates = [row["pass_rate"] for row in rows if row.get("pass_rate") is not None]
     late = rates[-max(1, len(rates) // 10) :]
     numbers = {

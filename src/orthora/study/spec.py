@@ -60,10 +60,11 @@ class StudySpec(Strict):
     evaluations: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Name -> settings of ``orthora eval`` (``preset`` names one to begin with), done with every
     run's adapter and with the base model."""
-    select: str | None = None
-    """Evaluation by which learning rates are picked."""
-    report: str | None = None
-    """Evaluation whose scores are reported; left out, the first one."""
+    select: str | list[str] | None = None
+    """Evaluation, or several whose mean counts, by which learning rates are picked; left out, the
+    one that is reported, which flatters the best."""
+    report: str | list[str] | None = None
+    """Evaluation, or several whose mean counts, that is reported; left out, the first one."""
     reference: str = "lora"
     """Method that the others are compared with."""
     margin: float = Field(0.02, gt=0, lt=1)
@@ -99,13 +100,17 @@ class StudySpec(Strict):
         """Where everything is kept."""
         return Path(self.out or f"runs/{self.name}")
 
-    def reported(self) -> str | None:
-        """The evaluation whose scores are reported; None is the run's own."""
-        return self.report or next(iter(self.evaluations), None)
+    def reported(self) -> tuple[str, ...]:
+        """The evaluations whose mean is reported; none is the run's own score."""
+        return _listed(self.report) or tuple(self.evaluations)[:1]
 
-    def selected(self) -> str | None:
-        """The evaluation by which rates are picked; None is the run's own."""
-        return self.select or self.reported()
+    def selected(self) -> tuple[str, ...]:
+        """The evaluations by whose mean rates are picked; none is the run's own score."""
+        return _listed(self.select) or self.reported()
+
+
+def _listed(names: str | list[str] | None) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def load_study(file: str | Path) -> StudySpec:
@@ -146,8 +151,9 @@ def _nested(kind: type[Strict], table: Any, where: str) -> Any:
 def _check_named(spec: StudySpec) -> None:
     """Evaluations that are named are there."""
     for key in ("select", "report"):
-        name = getattr(spec, key)
-        if name is not None and name not in spec.evaluations:
+        for name in _listed(getattr(spec, key)):
+            if name in spec.evaluations:
+                continue
             near = difflib.get_close_matches(name, spec.evaluations, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             known = ", ".join(spec.evaluations) or "there are none"

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from orthora.runs import rate_text
 from orthora.study.folder import Work, steps_of
+from orthora.study.job import LOG
 
 _LAST_BYTES = 1 << 14
 _ENDED_ROWS = 5
@@ -28,12 +29,23 @@ class Running:
     Attributes:
         work: the cell.
         since: when it was started, of `time.monotonic`.
+        handed: the same, of the wall clock.
         first: step at which it was.
     """
 
     work: Work
     since: float
+    handed: float
     first: int
+
+    @property
+    def state(self) -> str:
+        """A cluster may have no room for it yet."""
+        try:
+            begun = (self.work.job.cell / LOG).stat().st_mtime >= self.handed - 1
+        except OSError:
+            begun = False
+        return "running" if begun else "handed over"
 
 
 @dataclass
@@ -77,7 +89,7 @@ class View:
     def started(self, work: Work) -> None:
         """A cell has begun, or goes on."""
         first = last_row(work.job.run).get("step", 0)
-        self.running[work.job.name] = Running(work, time.monotonic(), first)
+        self.running[work.job.name] = Running(work, time.monotonic(), time.time(), first)
 
     def lost(self, work: Work, why: str, again: bool) -> None:
         """A cell's process was lost."""
@@ -117,7 +129,7 @@ class View:
             table.add_row(*row)
         for one in self.running.values():
             now = last_row(one.work.job.run)
-            table.add_row(*_row(one.work, "running", now, self._left(one, now)))
+            table.add_row(*_row(one.work, one.state, now, self._left(one, now)))
         return table
 
     def _left(self, one: Running, now: dict[str, Any]) -> str:

@@ -1,0 +1,516 @@
+"""Verdicts on claims: data for every ruling, and simulated studies in which nothing is true."""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from study_data import ADAPTIVE, RATES, Entry, Simulated, claim, compared
+
+import orthora.stats
+from orthora.study.claims import Verdict, verdicts
+from orthora.study.compare import Comparisons
+from orthora.study.spec import ClaimConfig
+
+HOLDS, SHARED = "holds", "holds at a shared lr only"
+NOT, OPEN = "does not hold", "cannot be told here"
+QUIET = (3, -2, 1, -4, 2, 0, -1, 1)
+"""What seeds add, in 1024ths; they sum to 0."""
+LOUD = tuple(60 * one for one in QUIET)
+LOW, MIDDLE, HIGH = RATES[:3]
+
+
+def arm(
+    method: str,
+    scores: Mapping[float, float],
+    noise: Sequence[int] = QUIET,
+    select: Mapping[float, float] | None = None,
+    **more: Any,
+) -> list[Entry]:
+    """Cells of eight seeds around a mean score at every rate.
+
+    Args:
+        method: of the arm.
+        scores: mean by rate.
+        noise: by seed; every method has it in another order.
+        select: score that rates are picked by, if it is another one.
+        more: of the cells.
+    """
+    turn = sum(map(ord, method)) % 8
+    own = [*noise[turn:], *noise[:turn]]
+    return [
+        Entry(
+            method,
+            rate,
+            seed,
+            Fraction(round(1024 * mean) + own[seed], 1024),
+            None if select is None else Fraction(round(1000 * select[rate]), 1000),
+            **more,
+        )
+        for rate, mean in scores.items()
+        for seed in range(8)
+    ]
+
+
+def judged(one: ClaimConfig, *arms: list[Entry], **changes: Any) -> Verdict:
+    """The verdict on a claim; the base model scores 0.5."""
+    cells = [cell for cells in arms for cell in cells]
+    (verdict,) = verdicts(compared(cells, claims=[one], **changes))
+    assert verdict.claim is one
+    assert verdict.numbers
+    return verdict
+
+
+LORA = arm("lora", {LOW: 0.5, MIDDLE: 0.6, HIGH: 0.55})
+BETTER = arm("rlpo", {LOW: 0.6, MIDDLE: 0.7, HIGH: 0.3})
+WORSE = arm("rlpo", {LOW: 0.5, MIDDLE: 0.52, HIGH: 0.3})
+SAME = arm("rlpo", {LOW: 0.4, MIDDLE: 0.6, HIGH: 0.55})
+EARLY = arm("rlpo", {LOW: 0.6, MIDDLE: 0.3, HIGH: 0.3})  # as good at its own rate, bad at lora's
+NOISY = arm("rlpo", {LOW: 0.3, MIDDLE: 0.63, HIGH: 0.3}, LOUD)
+FLATTERED = arm("rlpo", {LOW: 0.6, MIDDLE: 0.7}, select={LOW: 0.9, MIDDLE: 0.8})
+"""Better at lora's rate, but another one is picked."""
+TUNED_WORSE = arm("rlpo", {LOW: 0.5, MIDDLE: 0.7}, select={LOW: 0.9, MIDDLE: 0.8})
+
+
+@pytest.mark.parametrize(
+    ("kind", "rlpo", "ruling"),
+    [
+        ("better", BETTER, HOLDS),
+        ("better", FLATTERED, SHARED),
+        ("better", TUNED_WORSE, SHARED),
+        ("better", WORSE, NOT),
+        ("better", SAME, NOT),  # within the margin
+        ("better", EARLY, NOT),
+        ("better", NOISY, OPEN),
+        ("worse", WORSE, HOLDS),
+        ("worse", EARLY, SHARED),
+        ("worse", BETTER, NOT),
+        ("worse", SAME, NOT),
+        ("worse", NOISY, OPEN),
+    ],
+)
+def test_better_and_worse(kind: str, rlpo: list[Entry], ruling: str):
+    assert judged(claim(kind, ["rlpo"]), LORA, rlpo).ruling == ruling
+    assert judged(claim(kind, ["rlpo"], "lora"), LORA, rlpo).ruling == ruling
+
+
+def test_every_one_of_several_must_be_better():
+    rlmo = arm("rlmo", {MIDDLE: 0.9})
+    both = claim("better", ["rlpo", "rlmo"])
+    assert judged(both, LORA, BETTER, rlmo).ruling == HOLDS
+    assert judged(both, LORA, NOISY, rlmo).ruling == OPEN
+    assert judged(both, LORA, SAME, rlmo).ruling == NOT
+    assert judged(claim("better", ["rlmo"], "lora", "rlpo"), LORA, SAME, rlmo).ruling == HOLDS
+    assert judged(claim("better", ["rlmo"], "lora", "rlpo"), LORA, NOISY, rlmo).ruling == HOLDS
+    assert judged(claim("better", ["rlpo"], "lora", "rlmo"), LORA, BETTER, rlmo).ruling == NOT
+
+
+def test_a_margin_decides_what_is_as_good():
+    slight = arm("rlpo", {MIDDLE: 0.61}, [5 * one for one in QUIET])
+    assert judged(claim("worse", ["rlpo"]), LORA, slight).ruling == NOT
+    off = arm("rlpo", {MIDDLE: 0.6}, [5 * one for one in QUIET])
+    assert judged(claim("better", ["rlpo"]), LORA, off).ruling == NOT
+    assert judged(claim("better", ["rlpo"]), LORA, off, margin=0.005).ruling == OPEN
+
+
+def test_a_claim_is_one_family():
+    """A difference that is clear alone need not be among many."""
+    rlpo = arm("rlpo", {MIDDLE: 0.625}, [10 * one for one in QUIET])  # t is about 3
+    lora = arm("lora", {MIDDLE: 0.6})
+    others = [arm(name, {MIDDLE: 0.8}) for name in ("rlmo", "pissa", "olora", "milora", "dora")]
+    assert judged(claim("better", ["rlpo"]), lora, rlpo).ruling == HOLDS
+    many = claim("better", ["rlpo", "rlmo", "pissa", "olora", "milora", "dora"])
+    assert judged(many, lora, rlpo, *others).ruling == OPEN
+
+
+def test_numbers_of_a_verdict_are_those_of_the_comparison():
+    verdict = judged(claim("better", ["rlpo"]), LORA, BETTER)
+    tuned, shared = verdict.numbers
+    assert tuned.startswith("rlpo less lora, each at its own best rate: +0.1")
+    assert "8 seeds" in tuned
+    assert "exact p 0.00781" in tuned  # 2^-7
+    assert f"at the latter's best rate, {3}e-4" in shared
+
+
+# Collapse
+
+
+FALLEN = arm("rlpo", {LOW: 0.1, MIDDLE: 0.1, HIGH: 0.05})
+FALLEN_THERE = arm("rlpo", {LOW: 0.6, MIDDLE: 0.1, HIGH: 0.05})
+
+
+def some_fallen(count: int) -> list[Entry]:
+    """The first seeds collapse at every rate."""
+    return [
+        replace(one, score=Fraction(1, 10), select=Fraction(1, 2)) if one.seed < count else one
+        for one in arm("rlpo", {LOW: 0.5, MIDDLE: 0.6, HIGH: 0.5})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rlpo", "ruling"),
+    [
+        (FALLEN, HOLDS),
+        (some_fallen(5), HOLDS),
+        (FALLEN_THERE, SHARED),
+        (SAME, NOT),
+        (arm("rlpo", {LOW: 0.4, MIDDLE: 0.3, HIGH: 0.01}), NOT),  # worse than the base, no collapse
+        (some_fallen(1), OPEN),
+        (some_fallen(4), OPEN),  # half is not most
+    ],
+)
+def test_collapses(rlpo: list[Entry], ruling: str):
+    assert judged(claim("collapses", ["rlpo"]), LORA, rlpo).ruling == ruling
+
+
+def test_what_training_ended_has_collapsed():
+    ended = [replace(one, by_training=True, state="failed", score=Fraction(0)) for one in SAME]
+    assert judged(claim("collapses", ["rlpo"]), LORA, ended).ruling == HOLDS
+
+
+def test_two_seeds_do_not_tell_whether_most_collapse():
+    two = [one for one in LORA + FALLEN if one.seed < 2]
+    assert judged(claim("collapses", ["rlpo"]), two).ruling == OPEN
+    three = [one for one in LORA + FALLEN if one.seed < 3]
+    assert judged(claim("collapses", ["rlpo"]), three).ruling == HOLDS
+
+
+def test_collapses_can_be_told_of_the_reference_itself():
+    lora = [replace(one, method="lora") for one in FALLEN]
+    assert judged(claim("collapses", ["lora"]), lora, SAME).ruling == HOLDS
+    assert judged(claim("collapses", ["lora"]), LORA, SAME).ruling == NOT
+
+
+def test_without_a_base_score_nobody_knows_what_collapsed():
+    assert judged(claim("collapses", ["rlpo"]), LORA, FALLEN, base=None).ruling == OPEN
+
+
+@pytest.mark.xfail(strict=True, reason="runs whose fate is unknown are left out of the count")
+def test_without_a_base_score_three_of_eight_are_not_most():
+    mostly_fine = [
+        replace(one, by_training=one.seed < 3, state="failed" if one.seed < 3 else "finished")
+        for one in SAME
+    ]
+    assert judged(claim("collapses", ["rlpo"]), LORA, mostly_fine, base=None).ruling != HOLDS
+
+
+# Order
+
+
+TOP = arm("rlmo", {LOW: 0.6, MIDDLE: 0.8, HIGH: 0.3})
+ORDER = ["rlmo", "rlpo", "lora"]
+
+
+@pytest.mark.parametrize(
+    ("top", "middle", "ruling"),
+    [
+        (TOP, BETTER, HOLDS),
+        (TOP, SAME, HOLDS),  # the last may equal the one before
+        (BETTER, BETTER, HOLDS),
+        (TOP, NOISY, HOLDS),
+        (SAME, SAME, NOT),  # the first is within the margin of the last
+        (WORSE, SAME, NOT),
+        (BETTER, TOP, NOT),  # the second is clearly above the first
+        (TOP, WORSE, NOT),  # and here clearly below the last
+        (NOISY, SAME, OPEN),
+        (FLATTERED, SAME, SHARED),
+    ],
+)
+def test_orders(top: list[Entry], middle: list[Entry], ruling: str):
+    named = [replace(one, method="rlmo") for one in top]
+    second = [replace(one, method="rlpo") for one in middle]
+    assert judged(claim("order", ORDER), LORA, second, named).ruling == ruling
+
+
+def with_kl(cells: list[Entry], kl: float, noise: float = 0.05) -> list[Entry]:
+    """Cells with a KL to the base."""
+    return [
+        replace(one, numbers={"kl_base": kl * (1 + noise * math.sin(9 * one.seed + 5 * kl))})
+        for one in cells
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kl", "noise", "ruling"),
+    [
+        (0.01, 0.05, HOLDS),
+        (0.05, 0.05, NOT),  # farther from the base
+        (0.0199, 0.5, OPEN),
+        (None, 0.05, OPEN),  # not measured
+    ],
+)
+def test_orders_with_a_lower_kl(kl: float | None, noise: float, ruling: str):
+    lower = claim("order", ["rlpo", "lora"], lower_kl=True)
+    rlpo = BETTER if kl is None else with_kl(BETTER, kl, noise)
+    assert judged(lower, with_kl(LORA, 0.02), rlpo).ruling == ruling
+    assert judged(claim("order", ["rlpo", "lora"]), with_kl(LORA, 0.02), rlpo).ruling == HOLDS
+
+
+@pytest.mark.xfail(strict=True, reason="the difference is written as +nan, 0 seeds")
+def test_a_kl_that_was_not_measured_is_told_without_nan():
+    lower = claim("order", ["rlpo", "lora"], lower_kl=True)
+    assert not any("nan" in text for text in judged(lower, LORA, BETTER).numbers)
+
+
+def test_an_order_with_a_lower_kl_may_hold_at_a_shared_rate_only():
+    lower = claim("order", ["rlpo", "lora"], lower_kl=True)
+    rlpo = [
+        replace(one, numbers={"kl_base": (0.09 if one.rate == LOW else 0.01) + one.seed / 1e4})
+        for one in arm("rlpo", {LOW: 0.7, MIDDLE: 0.7}, select={LOW: 0.9, MIDDLE: 0.8})
+    ]
+    verdict = judged(lower, with_kl(LORA, 0.02), rlpo)
+    assert verdict.ruling == SHARED
+    assert sum("KL to the base" in text for text in verdict.numbers) == 2
+
+
+# Stability
+
+
+RLPO_ABOVE = arm("rlpo", dict.fromkeys(RATES, 0.7))
+RLPO_FAR = arm("rlpo", dict(zip(RATES, (0.9, 0.9, 0.9, 0.1), strict=True)))
+RLMO = arm("rlmo", dict.fromkeys(RATES, 0.6))
+RLMO_FALLS = arm("rlmo", dict(zip(RATES, (0.6, 0.6, 0.1, 0.1), strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("rlpo", "rlmo", "ruling"),
+    [
+        (RLPO_ABOVE, RLMO, HOLDS),
+        (RLPO_ABOVE, RLMO_FALLS, HOLDS),
+        (RLPO_FAR, RLMO_FALLS, HOLDS),
+        (RLPO_FAR, RLMO, OPEN),  # better on average, but it collapses where the other does not
+        (arm("rlpo", dict.fromkeys(RATES, 0.6)), RLMO, NOT),
+        (arm("rlpo", dict.fromkeys(RATES, 0.5)), RLMO, NOT),
+        (arm("rlpo", dict.fromkeys(RATES, 0.63), LOUD), RLMO, OPEN),
+    ],
+)
+def test_stabler_over_the_whole_sweep(rlpo: list[Entry], rlmo: list[Entry], ruling: str):
+    one = claim("stabler", ["rlpo"], "rlmo")
+    assert judged(one, LORA, rlpo, rlmo).ruling == ruling
+
+
+def test_each_is_compared_with_its_own_partner():
+    four = [RLPO_ABOVE, RLMO, arm("pissa", dict.fromkeys(RATES, 0.5)),
+            arm("olora", dict.fromkeys(RATES, 0.4))]  # fmt: skip
+    assert judged(claim("stabler", ["rlpo", "pissa"], "rlmo", "olora"), *four).ruling == HOLDS
+    assert judged(claim("stabler", ["rlpo", "pissa"], "olora", "rlmo"), *four).ruling == NOT
+
+
+# Equality
+
+
+def three(rlpo: list[Entry], rlmo: list[Entry]) -> list[list[Entry]]:
+    return [LORA, rlpo, [replace(one, method="rlmo") for one in rlmo]]
+
+
+@pytest.mark.parametrize(
+    ("rlpo", "rlmo", "ruling"),
+    [
+        (SAME, EARLY, HOLDS),  # equal when tuned, apart at lora's rate
+        (SAME, SAME, NOT),  # nowhere apart: tuning is not what makes them equal
+        (BETTER, SAME, NOT),
+        (NOISY, EARLY, OPEN),
+    ],
+)
+def test_equal_when_tuned(rlpo: list[Entry], rlmo: list[Entry], ruling: str):
+    assert judged(claim("equal", ["rlpo", "rlmo", "lora"]), *three(rlpo, rlmo)).ruling == ruling
+
+
+# Without a sweep
+
+
+def steered(score: float, noise: Sequence[int] = QUIET) -> list[Entry]:
+    return arm("rlpo", {MIDDLE: score}, noise, settings=ADAPTIVE)
+
+
+SWEPT = arm("rlpo", {LOW: 0.4, MIDDLE: 0.5, HIGH: 0.6})
+NO_SWEEP = claim("no-sweep", ["rlpo, adaptive-kl"])
+
+
+@pytest.mark.parametrize(
+    ("adaptive", "ruling"),
+    [
+        (steered(0.595), HOLDS),
+        (steered(0.7), HOLDS),
+        (steered(0.55), NOT),
+        (steered(0.6, LOUD), OPEN),
+        (steered(0.58, QUIET[::-1]), OPEN),  # just about the margin
+    ],
+)
+def test_no_sweep_needed(adaptive: list[Entry], ruling: str):
+    assert judged(NO_SWEEP, LORA, SWEPT, adaptive).ruling == ruling
+
+
+def test_no_sweep_is_told_beside_the_best_shared_rate():
+    verdict = judged(NO_SWEEP, LORA, SWEPT, steered(0.595))
+    # At 1e-3 lora has 0.55 and rlpo 0.6; at 3e-4 they have 0.6 and 0.5.
+    assert verdict.numbers[-1].startswith(
+        "Mean over methods, less the best shared fixed rate (1e-3)"
+    )
+
+
+def test_no_sweep_without_anything_swept_is_open():
+    found = compared([*LORA, *steered(0.6)], claims=[NO_SWEEP])
+    assert verdicts(found)[0].ruling == OPEN
+
+
+@pytest.mark.xfail(strict=True, reason="the swept arm is the plain one, whatever else is unusual")
+def test_no_sweep_is_told_of_a_swept_arm_in_the_same_settings():
+    usual = arm("rlpo", {LOW: 0.4, MIDDLE: 0.5, HIGH: 0.6})
+    rank = {"rank": 1}
+    small = arm("rlpo", {LOW: 0.4, MIDDLE: 0.5, HIGH: 0.3}, settings=rank)
+    adaptive = arm("rlpo", {MIDDLE: 0.5}, settings=ADAPTIVE | rank)
+    one = claim("no-sweep", ["rlpo, rank 1, adaptive-kl"])
+    assert judged(one, LORA, usual, small, adaptive).ruling == HOLDS
+
+
+# Unfinished studies
+
+
+CASES: list[tuple[ClaimConfig, list[Entry]]] = [
+    (claim("better", ["rlpo"]), LORA + BETTER),
+    (claim("worse", ["rlpo"]), LORA + WORSE),
+    (claim("collapses", ["rlpo"]), LORA + FALLEN),
+    (claim("order", ["rlpo", "lora"]), LORA + BETTER),
+    (claim("stabler", ["rlpo"], "rlmo"), RLPO_ABOVE + RLMO),
+    (claim("equal", ["rlpo", "lora"]), LORA + EARLY),
+    (NO_SWEEP, SWEPT + steered(0.6)),
+]
+
+
+@pytest.mark.parametrize(("one", "cells"), CASES, ids=[one.kind for one, _ in CASES])
+@pytest.mark.parametrize("state", ["missing", "failed"])
+@pytest.mark.parametrize("first", [True, False])
+def test_an_unfinished_cell_leaves_a_claim_open(one: ClaimConfig, cells, state: str, first: bool):
+    place = -1 if not first else -8 if one is NO_SWEEP else 0  # the swept arm: see below
+    assert judged(one, cells).ruling == HOLDS
+    unfinished = list(cells)
+    unfinished[place] = replace(unfinished[place], state=state, score=None, select=None)
+    verdict = judged(one, unfinished)
+    assert verdict.ruling == OPEN
+    assert verdict.numbers == (f"1 cells are missing or failed, e.g. {cells[place].cell.name}.",)
+
+
+def test_a_cell_that_training_ended_is_no_unfinished_one():
+    ended = list(FALLEN)
+    ended[0] = replace(ended[0], state="failed", by_training=True, score=Fraction(0))
+    assert judged(claim("collapses", ["rlpo"]), LORA, ended).ruling == HOLDS
+
+
+def test_unfinished_cells_of_other_arms_leave_a_claim_alone():
+    other = [replace(one, method="rlmo", state="missing", score=None) for one in BETTER]
+    assert judged(claim("better", ["rlpo"]), LORA, BETTER, other).ruling == HOLDS
+
+
+def test_one_seed_leaves_every_claim_open():
+    for one, cells in CASES:
+        single = [cell for cell in cells if cell.seed == 0]
+        assert judged(one, single).ruling == OPEN
+
+
+@pytest.mark.xfail(strict=True, reason="a swept arm is not among what no-sweep is guarded by")
+@pytest.mark.parametrize("left", [0, 1], ids=["all", "one"])
+def test_an_unfinished_sweep_leaves_no_sweep_open(left: int):
+    swept = [
+        one
+        if left and (one.seed or one.rate != HIGH)
+        else replace(one, state="missing", score=None)
+        for one in SWEPT
+    ]
+    assert judged(NO_SWEEP, LORA, swept, steered(0.6)).ruling == OPEN
+
+
+@pytest.mark.xfail(strict=True, reason="the rate is the reference's, also where than names others")
+def test_an_unfinished_reference_leaves_a_collapse_open():
+    lora = [replace(one, state="missing", score=None) if one.seed else one for one in LORA]
+    rlmo = arm("rlmo", {LOW: 0.5, MIDDLE: 0.6, HIGH: 0.55})
+    one = claim("collapses", ["rlpo"], "rlmo")
+    assert judged(one, lora, FALLEN_THERE, rlmo).ruling == OPEN
+
+
+@pytest.mark.xfail(
+    strict=True, reason="finished cells whose evaluation is still to come pass as judged"
+)
+@pytest.mark.parametrize("left", [0, 1], ids=["all", "one"])
+def test_cells_without_the_reported_score_leave_a_claim_open(left: int):
+    lora = [one if left and one.seed else replace(one, score=None) for one in LORA]
+    assert judged(claim("better", ["rlpo"]), lora, BETTER).ruling == OPEN
+
+
+# Simulated studies
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quantiles() -> Iterator[None]:
+    """Student's quantiles are found once: thousands of studies ask for the same ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(orthora.stats, "_t_quantile", functools.cache(orthora.stats._t_quantile))
+        yield
+
+
+STUDIES = 2_000
+CLAIMS = [
+    claim("better", ["rlpo"]),
+    claim("worse", ["rlpo"]),
+    claim("collapses", ["rlpo"]),
+    claim("order", ["rlpo", "lora"]),
+]
+CLEAR, EQUAL = (-0.15, 0.0, -0.2, -0.3), (0.0, 0.0, 0.0, 0.0)
+
+
+@functools.cache
+def rulings(means: Sequence[float], effect: float = 0.0) -> dict[str, dict[str, float]]:
+    """How often which ruling is given, by kind of claim, where both arms are the same.
+
+    Args:
+        means: expected score by rate, over 0.5.
+        effect: what makes the second better, if it does.
+    """
+    generator = np.random.default_rng(12)
+    seeds = generator.normal(0, 0.03, size=(STUDIES, 1, 1, 8))
+    own = generator.normal(0, 0.02, size=(STUDIES, 2, len(means), 8))
+    score = 0.5 + np.array(means)[:, None] + seeds + own
+    score[:, 1] += effect
+    counts = np.rint(1024 * score.clip(0, 1)).astype(np.int64)
+    simulated = Simulated(("lora", "rlpo"), claims=CLAIMS)
+    found: list[Comparisons] = [simulated(study) for study in counts]
+    every = [verdicts(one) for one in found]
+    return {
+        one.kind: {
+            ruling: float(np.mean([row[place].ruling == ruling for row in every]))
+            for ruling in (HOLDS, SHARED, NOT, OPEN)
+        }
+        for place, one in enumerate(CLAIMS)
+    }
+
+
+NEAR = "tuned scores of seeds are correlated, see test_study_compare.py"
+KINDS = ("better", "worse", "order")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("means", "kind"),
+    [(CLEAR, kind) for kind in (*KINDS, "collapses")]
+    + [(EQUAL, "collapses")]
+    + [
+        pytest.param(EQUAL, kind, marks=pytest.mark.xfail(strict=True, reason=NEAR))
+        for kind in KINDS
+    ],
+)  # fmt: skip
+def test_claims_rarely_hold_where_nothing_is_true(means: Sequence[float], kind: str):
+    print(rulings(means)[kind])
+    assert rulings(means)[kind][HOLDS] <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / STUDIES)
+
+
+@pytest.mark.slow
+def test_what_is_true_mostly_holds_and_its_opposite_never():
+    shares = rulings(CLEAR, 0.06)
+    assert shares["better"][HOLDS] > 0.9
+    assert shares["order"][HOLDS] > 0.9
+    assert shares["worse"][HOLDS] == 0
+    assert shares["worse"][NOT] > 0.9
