@@ -14,7 +14,7 @@ import orthora
 ROOT = Path(orthora.__file__).parent
 
 ROWS = [  # from low to high; a unit imports from itself and from lower rows only
-    ["types", "callable_module", "quiet", "signals"],
+    ["types", "callable_module", "quiet", "signals", "failures"],
     ["linalg"],
     ["methods"],
     ["strict", "watch", "bar", "pool"],

@@ -12,7 +12,7 @@ import tyro
 
 from orthora.flags import config_of_flags, parse
 from orthora.quiet import quiet_libraries
-from orthora.signals import terminable
+from orthora.signals import follow, terminable
 
 HELP = """orthora: low-rank adaptation for reinforcement learning with verifiable rewards
 
@@ -126,6 +126,7 @@ def _init(arguments: list[str]) -> None:
 
 def _train(arguments: list[str]) -> None:
     """Train an adapter."""
+    follow()
     resume = "--resume" in arguments
     from orthora.config import TrainConfig
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
+from orthora.failures import NotFinite
+
 _DRAWS = 64  # uniform numbers that a row takes from its stream at a time
 _DROP = 0.75  # share of rows still unfinished, under which the finished ones leave the batch
 
@@ -105,7 +107,8 @@ def sample(
         prompt within a batch, batches by length.
 
     Raises:
-        ValueError: an empty prompt, or logits that are not finite.
+        ValueError: an empty prompt.
+        NotFinite: logits that are not finite.
     """
     if not all(prompts):
         raise ValueError("a prompt has no tokens; leave it out")
@@ -281,7 +284,7 @@ class _Decoder:
         scaled = logits if greedy else logits / self._how.temperature
         logps = torch.log_softmax(scaled, dim=-1)
         if not bool(torch.isfinite(logps.amax(dim=-1)).all()):
-            raise ValueError(
+            raise NotFinite(
                 "the model's logits are not finite; lower the learning rate, or use float32"
             )
         numbers = self._streams.next(self._alive)

@@ -3,9 +3,35 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+FOLLOW = "ORTHORA_FOLLOW"
+"""Environment variable with the number of a process, with which a training process ends."""
+_LOOK_EVERY = 0.5
+
+
+def follow() -> None:
+    """End this process at once when the one that `FOLLOW` names is gone.
+
+    Launchers' children are in sessions of their own, which no signal to a group reaches.
+    """
+    if not (leader := os.environ.get(FOLLOW, "")).isdigit():
+        return
+
+    def watch() -> None:
+        while True:
+            try:
+                os.kill(int(leader), 0)
+            except ProcessLookupError:
+                os.kill(os.getpid(), signal.SIGKILL)
+            except PermissionError:
+                return
+            time.sleep(_LOOK_EVERY)
+
+    threading.Thread(target=watch, daemon=True, name="follow").start()
 
 
 @contextmanager

@@ -230,3 +230,12 @@ def test_a_merged_export_of_a_tied_head_is_refused(tmp_path):
 def test_settings_that_a_structure_does_not_take_are_on_record():
     assert "alpha" in adapted("qwen2", "vera").orthora.overrides
     assert adapted("qwen2", "rlpo+dora").orthora.overrides == ""
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "adalora", "vera", "miss", "ia3"])
+def test_structures_start_on_bfloat16_bases(name):
+    model = orthora.adapt(make_model("qwen2", torch.bfloat16), name, rank=RANK, total_updates=10)
+    trains = [key for key, p in model.named_parameters() if p.requires_grad]
+    assert trains
+    assert not [key for key in trains if not re.search(TRAINED[name], key)]
+    assert {p.dtype for _, p in model.named_parameters() if p.requires_grad} == {torch.float32}

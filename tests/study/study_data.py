@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from orthora.config import read_toml
 from orthora.study.arms import arms_of
 from orthora.study.compare import Comparisons
 from orthora.study.plan import Cell
@@ -19,6 +20,8 @@ NUMBERS = ("kl_update", "kl_base", "first_norm", "peak_grad", "end_pass_rate")
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 """Of most synthetic studies."""
 ADAPTIVE = {"schedule": "adaptive-kl"}
+BASE = {key: value for key, value in read_toml("tiny").items() if key != "out"}
+"""What all synthetic cells have in common."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Entry:
         own = {"method": self.method, "learning_rate": self.rate, "seed": self.seed}
         extra = "".join(f"-{value}" for value in self.settings.values())
         name = f"{self.method}-{self.rate:g}-s{self.seed}{extra}"
-        return Cell(name, name, {"model": "tiny", **own, **self.settings})
+        return Cell(name, name, BASE | own | self.settings)
 
 
 def spec(**changes: Any) -> StudySpec:
@@ -85,7 +88,8 @@ def compared(entries: Iterable[Entry], *, base: float | None = 0.5, **changes: A
         changes: to the study's settings.
     """
     entries = list(entries)
-    arms = arms_of([one.cell for one in entries])
+    study = spec(**changes)
+    arms = arms_of(study, [one.cell for one in entries])
     records = []
     for one in entries:
         scores = {}
@@ -107,8 +111,12 @@ def compared(entries: Iterable[Entry], *, base: float | None = 0.5, **changes: A
                 one.parameters,
             )
         )
-    known = {} if base is None else {"validation": base, "test": base}
-    return Comparisons(Results(spec(**changes), records, known))
+    return Comparisons(Results(study, records, known_bases(base)))
+
+
+def known_bases(base: float | None) -> dict[str, dict[str, float]]:
+    """Scores of the base model, if there are any."""
+    return {"tiny": {} if base is None else {"validation": base, "test": base}}
 
 
 def claim(kind: str, methods: Sequence[str], *than: str, **more: Any) -> ClaimConfig:
@@ -138,9 +146,9 @@ class Simulated:
             for rate in rates
             for seed in range(seeds)
         ]
-        arms = arms_of(cells)
-        self.cells = [(cell, arms[cell.name]) for cell in cells]
         self.spec = spec(**changes)
+        arms = arms_of(self.spec, cells)
+        self.cells = [(cell, arms[cell.name]) for cell in cells]
 
     def __call__(self, counts: NDArray[np.int64], base: float = 0.5) -> Comparisons:
         """A study.
@@ -157,4 +165,4 @@ class Simulated:
             records.append(
                 Record(cell, arm, "finished", None, False, 60, scores, none, (), None, None)
             )
-        return Comparisons(Results(self.spec, records, {"validation": base, "test": base}))
+        return Comparisons(Results(self.spec, records, known_bases(base)))

@@ -1,10 +1,13 @@
 """Comparisons of a study's arms, against references by hand and against simulated studies."""
 
+import csv
 import functools
+import io
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,11 @@ from study_data import ADAPTIVE, METHODS, RATES, TEST, Entry, Simulated, compare
 import orthora.stats
 from orthora.store import write_json
 from orthora.study import StudySpec, plan
-from orthora.study.compare import Comparisons, Paired, estimate
-from orthora.study.folder import evaluations_of
+from orthora.study.compare import Comparisons, Paired
+from orthora.study.estimates import Estimate, estimate, exchange_p, retuned
+from orthora.study.folder import base_name, evaluations_of
 from orthora.study.job import Ending, evaluation_folder
-from orthora.study.results import OWN, as_csv, exact, load_results, rows_of
+from orthora.study.results import BASE, as_csv, exact, load_results, rows_of
 
 Counts = Mapping[float, Mapping[int, int | None]]
 """Right answers of 1024, by rate and seed."""
@@ -108,7 +112,12 @@ def test_results_are_what_the_cells_left(folder: StudySpec):
     rows = [{"step": step, "pass_rate": step / 100} for step in range(1, 31)]
     keep(folder, one.name, Ending("finished", scored_step=50), {"validation": 0.3, "test": 1 / 3},
          result, rows)  # fmt: skip
-    keep(folder, "base", Ending("finished", scored_step=0), {"validation": 0.1, "test": 0.125})
+    keep(
+        folder,
+        base_name("tiny"),
+        Ending("finished", scored_step=0),
+        {"validation": 0.1, "test": 0.125},
+    )
     found = load_results(folder)
     first, second = found.records
     assert (first.state, first.step, first.by_training) == ("finished", 50, False)
@@ -134,6 +143,73 @@ def test_a_run_that_training_ended_counts_as_0_unless_a_checkpoint_was_scored(fo
     assert second.step == 20
 
 
+@pytest.mark.parametrize(
+    ("rates", "scores"),
+    [
+        ([0.1] * 20, {"validation": 0, "test": 0}),
+        ([0.9] * 18 + [0.4, 0.5], {"validation": 0, "test": 0}),  # the last tenth counts
+        ([0.1] * 18 + [0.4, 0.6], {}),  # half is enough
+        ([1.0], {}),
+    ],
+)
+def test_a_run_without_a_signal_whose_answers_were_right_has_no_score(folder, rates, scores):
+    one, _ = plan(folder)
+    rows = [{"step": step, "pass_rate": rate} for step, rate in enumerate(rates, 1)]
+    keep(folder, one.name, Ending("failed", "no signal", by_training=True), {}, {}, rows)
+    record = load_results(folder).records[0]
+    assert record.scores == scores
+    assert record.by_training
+
+
+def test_a_run_whose_answers_were_right_is_scored_at_its_checkpoint(folder: StudySpec):
+    one, _ = plan(folder)
+    ending = Ending("failed", "no signal", by_training=True, scored_step=20)
+    rows = [{"step": 1, "pass_rate": 1.0}]
+    keep(folder, one.name, ending, {"validation": 0.5, "test": 0.25}, {}, rows)
+    assert load_results(folder).records[0].scores == {"validation": 0.5, "test": 0.25}
+
+
+@pytest.mark.parametrize("tail", ['{"step": 3, "pass_r', '{"step": 3, "pass_r\n', "\n"])
+def test_a_torn_line_of_metrics_is_passed_over(folder: StudySpec, tail: str):
+    one, _ = plan(folder)
+    rows = [{"step": 1, "pass_rate": 0.25}, {"step": 2, "pass_rate": None}, {"step": 3}]
+    keep(folder, one.name, Ending("finished", scored_step=3), {}, {}, rows)
+    file = folder.folder / "runs" / one.name / "metrics.jsonl"
+    file.write_text(file.read_text() + tail)
+    assert load_results(folder).records[0].pass_rates == [0.25]
+
+
+def test_a_cell_that_has_not_ended_has_nothing_yet(folder: StudySpec):
+    one, _ = plan(folder)
+    keep(folder, one.name, None, {"test": 0.5}, {"kl_base": 1.0}, [{"step": 1, "pass_rate": 0.5}])
+    record = load_results(folder).records[0]
+    assert (record.state, record.scores, record.pass_rates) == ("missing", {}, [])
+    assert set(record.numbers.values()) == {None}
+
+
+def test_every_model_has_its_own_base_score(folder: StudySpec, tmp_path: Path):
+    other = str(tmp_path / "other")
+    spec = folder.model_copy(update={"grid": [{"seed": 0, "model": ["tiny", other]}]})
+    for model, score in (("tiny", 0.25), (other, 0.75)):
+        ending = Ending("finished", scored_step=0)
+        keep(spec, base_name(model), ending, {"validation": score, "test": score})
+    found = load_results(spec)
+    assert found.bases == {
+        "tiny": {"validation": 0.25, "test": 0.25}, other: {"validation": 0.75, "test": 0.75},
+    }  # fmt: skip
+    assert [found.base_of(one) for one in found.records] == [0.25, 0.75]
+    assert found.base == {"validation": 0.5, "test": 0.5}
+
+
+def test_rows_with_commas_and_quotes_read_back():
+    entry = Entry("lora", 1e-3, 0, Fraction(1, 2), settings={"reward": 'a, "b"'})
+    rows = rows_of(compared([entry, replace(entry, settings={})]).results)
+    back = list(csv.DictReader(io.StringIO(as_csv(rows))))
+    assert [row["arm"] for row in back] == ["", 'lora, reward a, "b"', "lora"]
+    assert [row["cell"] for row in back] == [row["cell"] for row in rows]
+    assert as_csv([]).strip() == ""
+
+
 def test_another_failure_is_no_score(folder: StudySpec):
     one, _ = plan(folder)
     keep(folder, one.name, Ending("failed", "OSError: disk full"), {}, {})
@@ -141,26 +217,10 @@ def test_another_failure_is_no_score(folder: StudySpec):
     assert (record.state, record.reason, record.scores) == ("failed", "OSError: disk full", {})
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the evaluations that were done before the failure are read, and picked by"
-)
 def test_a_failure_between_two_evaluations_is_no_score(folder: StudySpec):
     one, _ = plan(folder)
     keep(folder, one.name, Ending("failed", "OSError: disk full"), {"validation": 0.5}, {})
     assert load_results(folder).records[0].scores == {}
-
-
-def test_the_score_of_the_run_itself_stands_in_where_a_study_has_no_evaluations(tmp_path: Path):
-    spec = StudySpec(
-        name="own", base="tiny", grid=[{"method": ["lora", "rlpo"]}], out=str(tmp_path / "own")
-    )
-    for cell, score in zip(plan(spec), (0.25, 0.75), strict=True):
-        result = {"evaluation": {"pass_at_1": score}, "base_evaluation": {"pass_at_1": score / 2}}
-        keep(spec, cell.name, Ending("finished", scored_step=50), {}, result)
-    found = load_results(spec)
-    assert [record.scores for record in found.records] == [{OWN: Fraction(k, 4)} for k in (1, 3)]
-    assert found.base == {OWN: 0.25}
-    assert found.reported == found.selected == OWN
 
 
 def test_a_mean_of_evaluations_is_exact_and_there_if_all_are(folder: StudySpec):
@@ -168,7 +228,12 @@ def test_a_mean_of_evaluations_is_exact_and_there_if_all_are(folder: StudySpec):
     one, other = plan(both)
     keep(both, one.name, Ending("finished", scored_step=50), {"validation": 0.3, "test": 1 / 3})
     keep(both, other.name, Ending("finished", scored_step=50), {"validation": 0.3})
-    keep(both, "base", Ending("finished", scored_step=0), {"validation": 0.25, "test": 0.75})
+    keep(
+        both,
+        base_name("tiny"),
+        Ending("finished", scored_step=0),
+        {"validation": 0.25, "test": 0.75},
+    )
     found = load_results(both)
     first, second = (record.scores for record in found.records)
     assert first[found.reported] == Fraction(19, 60)
@@ -181,7 +246,11 @@ def test_rows_of_numbers_read_back_to_the_same_bits(folder: StudySpec):
     one, _ = plan(folder)
     result = {"kl_base": 0.1 + 0.2, "peak_grad_norm": 1e-17 / 3}
     keep(folder, one.name, Ending("finished", scored_step=50), {"test": 1 / 3}, result)
-    head, first, second = as_csv(rows_of(load_results(folder))).splitlines()
+    keep(folder, base_name("tiny"), Ending("finished", scored_step=0), {"validation": 0.1 + 0.2})
+    head, base, first, second = as_csv(rows_of(load_results(folder))).splitlines()
+    row = dict(zip(head.split(","), base.split(","), strict=True))
+    assert (row["cell"], row["state"], row["pass_at_1/test"]) == (BASE, "", "")
+    assert float(row["pass_at_1/validation"]) == float(exact(0.1 + 0.2)) == 0.3
     row = dict(zip(head.split(","), first.split(","), strict=True))
     assert float(row["pass_at_1/test"]) == 1 / 3
     assert float(row["kl_base"]) == 0.1 + 0.2
@@ -200,14 +269,21 @@ def best(table: dict[float, dict[int, int]]) -> float:
     return min(rate for rate in means if means[rate] == max(means.values()))
 
 
+def whole_rates(select: Counts) -> dict[float, dict[int, int]]:
+    """The rates with most scores, and these."""
+    known = {rate: {s: c for s, c in row.items() if c is not None} for rate, row in select.items()}
+    most = max(map(len, known.values()))
+    return {rate: row for rate, row in known.items() if len(row) == most}
+
+
 def by_hand(select: Counts, report: Counts) -> tuple[dict[int, Fraction], dict[float, int]]:
-    """Scores by seed, and seeds by rate, where every seed's rate is picked by the others."""
+    """Scores by seed, and seeds by rate, where every seed's rate is picked by the others.
+
+    Picked are rates that have most seeds.
+    """
     scores, picks = {}, {}
-    seeds = sorted({s for row in select.values() for s, count in row.items() if count is not None})
-    for seed in seeds:
-        known = {
-            rate: {s: c for s, c in row.items() if c is not None} for rate, row in select.items()
-        }
+    known = whole_rates(select)
+    for seed in sorted({s for row in known.values() for s in row}):
         others = {rate: {s: c for s, c in row.items() if s != seed} for rate, row in known.items()}
         rate = best(others if any(others.values()) else known)
         count = report[rate].get(seed)
@@ -255,7 +331,7 @@ def test_every_seeds_rate_is_picked_by_the_others(data: tuple[Counts, Counts]):
     scores, picks = by_hand(*data)
     assert tuned.scores == scores
     assert dict(tuned.picks) == picks
-    known = {r: {s: c for s, c in row.items() if c is not None} for r, row in data[0].items()}
+    known = whole_rates(data[0])
     assert tuned.rate == best(known) if any(known.values()) else math.isnan(tuned.rate)
     assert {seed: record.scores["test"] for seed, record in tuned.records.items()} == scores
 
@@ -312,9 +388,15 @@ def test_a_single_seed_picks_for_itself():
 
 
 def test_a_seed_without_the_picked_rate_has_no_tuned_score():
-    rows = of_rows({1e-4: [300, 300, 300], 1e-3: [None, 800, 800]})
+    rows = of_rows({1e-4: [300, 300, None], 1e-3: [None, 800, 800]})
     tuned = compared(entries("rlpo", rows)).tuned["rlpo"]
     assert set(tuned.scores) == {1, 2}
+
+
+def test_a_rate_that_lacks_seeds_is_not_picked():
+    rows = of_rows({1e-4: [300, 300, 300], 1e-3: [None, 800, 800], 3e-3: [None, None, 1000]})
+    tuned = compared(entries("rlpo", rows)).tuned["rlpo"]
+    assert (tuned.rate, tuned.picks) == (1e-4, {1e-4: 3})
 
 
 def test_rates_are_picked_by_one_score_and_another_is_reported():
@@ -334,12 +416,24 @@ def test_rates_are_picked_by_one_score_and_another_is_reported():
 def test_the_sweep_is_the_mean_over_all_rates_of_whole_seeds():
     rows = of_rows({1e-4: [100, 200, 300], 1e-3: [400, None, 100], 3e-3: [101, 0, 0]})
     found = compared(entries("rlpo", rows))
-    assert found.scores("rlpo", "sweep") == {0: Fraction(601, 3072), 2: Fraction(400, 3072)}
+    assert found.sweep("rlpo") == {0: Fraction(601, 3072), 2: Fraction(400, 3072)}
 
 
 def test_a_sweep_with_a_rate_that_nobody_finished_is_no_sweep():
     rows = of_rows({1e-4: [100, 200], 1e-3: [None, None]})
-    assert compared(entries("rlpo", rows)).scores("rlpo", "sweep") == {}
+    assert compared(entries("rlpo", rows)).sweep("rlpo") == {}
+
+
+def test_sweeps_are_compared_over_the_rates_that_both_have():
+    rlpo = of_rows({1e-4: [100, 200], 1e-3: [400, 500], 3e-3: [0, 0]})
+    lora = of_rows({3e-4: [900, 900], 1e-4: [10, 20], 1e-3: [30, 50]})
+    found = compared(entries("rlpo", rlpo) + entries("lora", lora))
+    one, other = found.pair("rlpo", "lora", "sweep")
+    assert one == {0: Fraction(500, 2048), 1: Fraction(700, 2048)}
+    assert other == {0: Fraction(40, 2048), 1: Fraction(70, 2048)}
+    apart = compared(entries("rlpo", rlpo) + entries("lora", of_rows({3e-4: [1, 1]})))
+    assert apart.pair("rlpo", "lora", "sweep") == ({}, {})
+    assert apart.family([("rlpo", "lora")], "sweep")[0].alone.seeds == 0
 
 
 LORA = of_rows({1e-4: [300, 301, 302], 1e-3: [500, 503, 501]})
@@ -351,10 +445,35 @@ def test_the_shared_view_is_at_the_references_own_best_rate():
     assert found.shared_rate("rlpo") == found.shared_rate("lora") == 1e-3
     (one,) = found.family([("rlpo", "lora")], "shared")
     assert one.alone.mean == pytest.approx((400 + 410 + 420 - 500 - 503 - 501) / 3072)
-    (back,) = found.family([("lora", "rlpo")], "shared")  # at rlpo's
-    assert back.alone.mean == pytest.approx((300 + 301 + 302 - 700 - 700 - 705) / 3072)
+    (back,) = found.family([("lora", "rlpo")], "shared")
+    assert back.alone.mean == -one.alone.mean
     (tuned,) = found.family([("rlpo", "lora")], "tuned")
     assert tuned.alone.mean == pytest.approx((700 + 700 + 705 - 500 - 503 - 501) / 3072)
+
+
+def test_the_shared_rate_is_picked_seed_by_seed_by_the_references_others():
+    lora = of_rows({1e-4: [500, 500, 500], 1e-3: [900, 400, 400]})  # seed 0 is scored at 1e-4
+    rlpo = of_rows({1e-4: [1, 2, 3], 1e-3: [10, 20, None], 3e-3: [999, 999, 999]})
+    found = compared(entries("lora", lora) + entries("rlpo", rlpo))
+    assert found.shared_rate("rlpo") == 1e-3
+    rates = {seed: one.cell.rate for seed, one in found.shared("rlpo", "lora").items()}
+    assert rates == {0: 1e-4, 1: 1e-3}  # seed 2 has none at 1e-3
+    one, other = found.pair("rlpo", "lora", "shared")
+    assert one == {0: Fraction(1, 1024), 1: Fraction(20, 1024)}
+    assert other == found.tuned["lora"].scores
+
+
+def test_the_shared_view_goes_by_the_reference_of_the_first():
+    rank = {"rank": 1}
+    cells = entries("lora", LORA) + entries("rlpo", RLPO)
+    cells += entries("lora", RLPO, settings=rank) + entries("rlpo", LORA, settings=rank)
+    found = compared(cells)
+    plain, small = found.pair("rlpo", "rlpo, rank 1", "shared")
+    assert plain == found.at("rlpo", 1e-3)
+    assert small == found.at("rlpo, rank 1", 1e-3)
+    small, plain = found.pair("rlpo, rank 1", "rlpo", "shared")
+    assert small == found.at("rlpo, rank 1", 1e-4)
+    assert plain == found.at("rlpo", 1e-4)
 
 
 def test_the_best_shared_rate_is_best_on_average():
@@ -427,13 +546,16 @@ def test_without_the_reference_nothing_is_compared():
         (Fraction(1, 4), False, 0.5, False),  # half is not below half
         (Fraction(9, 10), False, 0.5, False),
         (Fraction(0), True, 0.5, True),
-        (Fraction(3, 10), True, 0.5, True),
+        (Fraction(3, 10), True, 0.5, False),  # at its last checkpoint
         (None, False, 0.5, None),
         (Fraction(0), False, None, None),
-        (Fraction(0), True, None, True),
+        (Fraction(0), True, None, None),
+        (None, True, 0.5, None),  # all of its answers were right
     ],
 )
-def test_a_run_collapses_below_half_of_the_base_or_by_training(score, by_training, base, expected):
+def test_a_run_collapses_below_half_of_the_base_whatever_ended_it(
+    score, by_training, base, expected
+):
     state = "failed" if by_training else "finished"
     found = compared(
         [Entry("rlpo", 1e-3, 0, score, state=state, by_training=by_training)], base=base
@@ -441,9 +563,6 @@ def test_a_run_collapses_below_half_of_the_base_or_by_training(score, by_trainin
     assert found.collapsed(found.results.records[0]) is expected
 
 
-@pytest.mark.xfail(
-    strict=True, reason="NoSignal also ends a run whose answers are all right; every end counts"
-)
 def test_a_run_that_ended_because_everything_was_right_did_not_collapse():
     entry = Entry("rlpo", 1e-3, 0, Fraction(99, 100), state="failed", by_training=True)
     found = compared([entry], base=0.5)
@@ -452,19 +571,30 @@ def test_a_run_that_ended_because_everything_was_right_did_not_collapse():
 
 def test_collapses_are_counted_at_a_rate_and_at_all():
     found = compared(entries("rlpo", of_rows({1e-4: [10, 500, None], 1e-3: [20, 30, 900]})))
-    assert found.collapse_counts("rlpo", 1e-4) == (1, 2)
-    assert found.collapse_counts("rlpo", 1e-3) == (2, 3)
+    assert found.collapse_counts("rlpo", [1e-4]) == (1, 2)
+    assert found.collapse_counts("rlpo", [1e-3]) == (2, 3)
     assert found.collapse_counts("rlpo") == (3, 5)
-    assert found.collapse_counts("rlpo", 3e-3) == (0, 0)
+    assert found.collapse_counts("rlpo", [1e-3, 1e-4, 3e-3]) == (3, 5)
+    assert found.collapse_counts("rlpo", [3e-3]) == found.collapse_counts("rlpo", []) == (0, 0)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="without a base score the runs that finished are left out of the count"
-)
+def test_a_run_is_measured_by_its_own_base_model():
+    scores = [Entry("rlpo", 1e-3, seed, Fraction(3, 10)) for seed in range(2)]
+    other = [replace(one, settings={"model": "other"}) for one in scores]
+    found = compared(scores + other)
+    results = replace(found.results, bases={"tiny": {"test": 0.5}, "other": {"test": 0.7}})
+    found = Comparisons(results)
+    assert [found.collapsed(one) for one in results.records] == [False, False, True, True]
+    assert results.base == {"test": pytest.approx(0.6)}
+    results = replace(results, bases={"tiny": {"test": 0.5}, "other": {}})
+    assert [results.base_of(one) for one in results.records] == [0.5, 0.5, None, None]
+    assert results.base == {}
+
+
 def test_without_a_base_score_the_collapsed_are_not_all_that_count():
     ended = [Entry("rlpo", 1e-3, seed, 0, state="failed", by_training=True) for seed in range(3)]
     fine = [Entry("rlpo", 1e-3, seed, Fraction(1, 2)) for seed in range(3, 8)]
-    assert compared(ended + fine, base=None).collapse_counts("rlpo") != (3, 3)
+    assert compared(ended + fine, base=None).collapse_counts("rlpo") == (0, 0)
 
 
 # Families
@@ -501,33 +631,130 @@ def step_down(ps: Sequence[float]) -> list[float]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("view", ["tuned", "shared", "sweep"])
+def t_bounds(values: Sequence[Fraction], level: float) -> tuple[float, float]:
+    """Student's interval of eight values, by its formula."""
+    d = np.array([*map(float, values)])
+    half = T_7[level] * d.std(ddof=1) / math.sqrt(8)
+    return d.mean() - half, d.mean() + half
+
+
+@pytest.mark.parametrize("view", ["shared", "sweep"])
 def test_families_by_formula(view: Any):
     found = compared(six_arms(np.random.default_rng(3)))
     pairs = [(method, "lora") for method in METHODS[1:]]
     family = found.family(pairs, view)
     ps = []
     for (arm, than), one in zip(pairs, family, strict=True):
-        rate = found.tuned[than].rate
-        a, b = found.scores(arm, view, rate), found.scores(than, view, rate)
-        d = np.array([float(a[seed] - b[seed]) for seed in range(8)])
-        error = d.std(ddof=1) / math.sqrt(8)
+        a, b = found.pair(arm, than, view)
+        d = [a[seed] - b[seed] for seed in range(8)]
         assert (one.arm, one.than, one.alone.seeds) == (arm, than, 8)
-        assert one.alone.mean == pytest.approx(d.mean())
-        assert one.jointly.mean == one.alone.mean
-        assert one.alone.high - d.mean() == pytest.approx(T_7[0.05] * error, rel=1e-6)
-        assert d.mean() - one.alone.low == pytest.approx(T_7[0.05] * error, rel=1e-6)
-        assert one.jointly.high - d.mean() == pytest.approx(T_7[0.01] * error, rel=1e-6)
-        assert d.mean() - one.jointly.low == pytest.approx(T_7[0.01] * error, rel=1e-6)
-        ps.append(one_sided_tail([int((a[s] - b[s]) * 4096) for s in range(8)]))
+        assert one.alone.mean == one.jointly.mean == pytest.approx(float(sum(d) / 8))
+        assert (one.alone.low, one.alone.high) == pytest.approx(t_bounds(d, 0.05), rel=1e-6)
+        assert (one.jointly.low, one.jointly.high) == pytest.approx(t_bounds(d, 0.01), rel=1e-6)
+        assert one.plain == one.alone
+        ps.append(one_sided_tail([int(value * 4096) for value in d]))
     assert [one.p for one in family] == pytest.approx(ps)
     assert [one.p_holm for one in family] == pytest.approx(step_down(ps))
+
+
+def test_tuned_families_allow_for_every_rate_that_the_other_might_have():
+    found = compared(six_arms(np.random.default_rng(3)))
+    pairs = [(method, "lora") for method in METHODS[1:]]
+    family = found.family(pairs, "tuned")
+    for (arm, than), one in zip(pairs, family, strict=True):
+        a, b = found.tuned[arm].scores, found.tuned[than].scores
+        d = [a[seed] - b[seed] for seed in range(8)]
+        assert (one.plain.low, one.plain.high) == pytest.approx(t_bounds(d, 0.05), rel=1e-6)
+        assert one.plain.mean == one.alone.mean == one.jointly.mean
+        assert one.plain.mean == pytest.approx(float(sum(d) / 8))
+        for interval, level in ((one.alone, 0.05), (one.jointly, 0.01)):
+            bounds = [t_bounds(d, level)]
+            bounds += [t_bounds([a[s] - found.at(than, r)[s] for s in range(8)], level)
+                       for r in RATES]  # fmt: skip
+            assert interval.low == pytest.approx(min(low for low, _ in bounds), rel=1e-6)
+            bounds = [t_bounds(d, level)]
+            bounds += [t_bounds([found.at(arm, r)[s] - b[s] for s in range(8)], level)
+                       for r in RATES]  # fmt: skip
+            assert interval.high == pytest.approx(max(high for _, high in bounds), rel=1e-6)
+    assert [one.p_holm for one in family] == pytest.approx(step_down([one.p for one in family]))
+
+
+def exchanged(one: Counts, other: Counts) -> float:
+    """p of a tuned comparison: all exchanges of whole seeds, the rates picked anew each time."""
+    seeds = sorted({s for row in one.values() for s in row})
+    sums = []
+    for flips in itertools.product((False, True), repeat=len(seeds)):
+        first, second = (
+            {
+                rate: {s: (b if flip else a)[rate][s] for s, flip in zip(seeds, flips, strict=True)}
+                for rate in a
+            }
+            for a, b in ((one, other), (other, one))
+        )
+        total = [sum(by_hand(arm, arm)[0].values()) for arm in (first, second)]
+        sums.append(abs(total[0] - total[1]))
+    return sum(value >= sums[0] for value in sums) / len(sums)
+
+
+@given(st.data(), st.integers(1, 5), st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_exchanges_pick_anew(data: st.DataObject, seeds: int, rates: int):
+    row = st.lists(st.sampled_from([0, 300, 307, 512, 1024]), min_size=seeds, max_size=seeds)
+    one, other = (of_rows({rate: data.draw(row) for rate in RATES[:rates]}) for _ in range(2))
+    found = compared(entries("rlpo", one) + entries("lora", other))
+    (pair,) = found.family([("rlpo", "lora")], "tuned")
+    assert pair.p == exchanged(one, other)
+
+
+def test_exchanges_go_by_the_selection_score_and_report_the_other():
+    generator = np.random.default_rng(13)
+    tables = generator.random((2, 2, 4, 6))  # arm, select or report, rate, seed
+    cells = [
+        Entry(method, rate, seed, Fraction(tables[a, 1, r, seed]), Fraction(tables[a, 0, r, seed]))
+        for a, method in enumerate(("rlpo", "lora"))
+        for r, rate in enumerate(RATES)
+        for seed in range(6)
+    ]
+    found = compared(cells)
+    (one,) = found.family([("rlpo", "lora")], "tuned")
+    sums = []
+    for flips in itertools.product((0, 1), repeat=6):
+        arms = np.stack(
+            [[tables[a ^ flip, ..., s] for s, flip in enumerate(flips)] for a in (0, 1)]
+        )
+        means = [
+            np.mean([arm[s, 1, np.delete(arm, s, 0)[:, 0].mean(0).argmax()] for s in range(6)])
+            for arm in arms
+        ]
+        sums.append(means[0] - means[1])
+    assert one.alone.mean == pytest.approx(sums[0])
+    assert one.p == np.mean(np.abs(sums) >= abs(sums[0]) - 1e-9)
+
+
+def test_many_seeds_are_exchanged_at_random():
+    generator = np.random.default_rng(14)
+    d = generator.normal(0.3, 1, size=14)
+    flips = 1 - 2 * ((np.arange(2**14)[:, None] >> np.arange(14)) & 1)
+    exact_p = float(np.mean(np.abs(flips @ d) >= abs(d.sum()) - 1e-9))
+    drawn_p = exchange_p(lambda flips: (1 - 2 * flips) @ d, 14)
+    assert 0.05 < exact_p < 0.95
+    assert abs(drawn_p - exact_p) < 4 * math.sqrt(exact_p * (1 - exact_p) / 20_000)
+    assert exchange_p(lambda flips: (1 - 2 * flips).sum(axis=1), 60) == 1 / 20_000
+    assert drawn_p == exchange_p(lambda flips: (1 - 2 * flips) @ d, 14)
+
+
+def test_what_both_lack_of_rates_can_not_be_picked():
+    one = np.array([[0.5, 0.5, 0.5]])
+    other = np.array([[0.1, 0.1, 0.1], [0.9, 0.9, 0.9]])
+    flips = np.array([[0, 0, 0], [1, 1, 1], [1, 0, 0]])
+    found = retuned(flips, (one, one), (other, other))
+    assert found == pytest.approx([0.5 - 0.9, 0.9 - 0.5, (0.1 + 0.5 + 0.5 - 0.5 - 0.1 - 0.1) / 3])
 
 
 def test_a_family_of_one_is_not_corrected():
     found = compared(six_arms(np.random.default_rng(4)))
     (one,) = found.family([("rlpo", "lora")], "tuned")
-    assert one.alone == one.jointly
+    assert one.alone == one.jointly != one.plain
     assert one.p == one.p_holm
 
 
@@ -545,12 +772,21 @@ def test_exact_ps_are_never_below_their_floor(seeds: int):
     assert one.p == 2.0 ** (1 - seeds)
 
 
+@pytest.mark.xfail(strict=True, reason="where no rate has all seeds, no exchange counts: p is 0")
+def test_holes_do_not_bring_a_p_below_its_floor():
+    rlpo = of_rows({1e-4: [None, 0, 500, 500], 1e-3: [0, None, 400, 400]})
+    found = compared(entries("rlpo", rlpo) + entries("lora", of_rows({1e-3: [30, 600, 300, 400]})))
+    (one,) = found.family([("rlpo", "lora")], "tuned")
+    assert one.alone.seeds == 4
+    assert one.p >= 2**-3
+
+
 def test_differences_are_antisymmetric():
     found = compared(six_arms(np.random.default_rng(6)))
     one, back = found.family([("rlpo", "rlmo"), ("rlmo", "rlpo")], "tuned")
     assert (one.alone.mean, one.alone.low) == (-back.alone.mean, -back.alone.high)
     assert one.p == back.p
-    assert one.sign == -back.sign
+    assert (one.jointly.low, one.jointly.high) == (-back.jointly.high, -back.jointly.low)
 
 
 @given(st.lists(st.integers(-250, 250), min_size=5, max_size=5), st.integers(0, 2**31))
@@ -583,9 +819,23 @@ def test_too_few_common_seeds_say_nothing(seeds: int):
     found = compared(entries("lora", lora) + entries("rlpo", rlpo))
     (one,) = found.family([("rlpo", "lora")], "shared")
     assert one.alone.seeds == seeds
-    assert (one.p, one.p_holm, one.sign) == (1.0, 1.0, 0)
-    assert not one.alone.known
-    assert not one.within(1.0)
+    assert (one.p, one.p_holm) == (1.0, 1.0)
+    for interval in (one.plain, one.alone, one.jointly):
+        assert not interval.known
+        assert not interval.sign
+        assert not interval.within(1.0)
+
+
+def test_pairs_without_a_common_seed_do_not_count_in_the_family():
+    cells = six_arms(np.random.default_rng(12))
+    cells += entries("dora", of_rows({1e-3: [None] * 8})) + entries("dct", of_rows({1e-3: [None]}))
+    found = compared(cells)
+    pairs = [(method, "lora") for method in METHODS[1:]]
+    none = [("dora", "lora"), ("dct", "lora")]
+    for view in ("tuned", "shared"):
+        mixed = found.family([none[0], *pairs[:2], none[1], *pairs[2:]], view)
+        assert [one for one in mixed if one.alone.seeds] == found.family(pairs, view)
+        assert [(one.p, one.p_holm) for one in mixed if not one.alone.seeds] == [(1.0, 1.0)] * 2
 
 
 def test_estimates_by_hand():
@@ -609,10 +859,14 @@ def test_estimates_by_hand():
         (math.nan, math.nan, 0, False),
     ],
 )
-def test_signs_and_margins_go_by_the_joint_interval(low, high, sign: int, within: bool):
-    wide, joint = estimate([-9.0, 9.0]), estimate([0.0])._replace(low=low, high=high)
-    one = Paired("a", "b", wide, joint, 0.5, 0.5)
+def test_signs_and_margins_go_by_the_interval(low, high, sign: int, within: bool):
+    one = Estimate((low + high) / 2, low, high, 3)
     assert (one.sign, one.within(0.02)) == (sign, within)
+    assert (one.above(0), one.below(0)) == (sign > 0, sign < 0)
+    assert one.beyond(0.0) == bool(sign)
+    assert not one.beyond(0.05)
+    few = one._replace(seeds=2)
+    assert not any((few.sign, few.within(0.02), few.above(-9), few.below(9), few.beyond(0)))
 
 
 # Simulated studies without any difference
@@ -635,7 +889,7 @@ class Null:
     bias: float
 
 
-STUDIES = 1_000
+FEW, STUDIES = 250, 1_000
 CLEAR = (-0.15, 0.0, -0.2, -0.3)
 """Expected score by rate, less the best: every arm picks the same rate nearly always."""
 EQUAL = (0.0, 0.0, 0.0, 0.0)
@@ -649,11 +903,12 @@ def drawn(
     studies: int,
     arms: int = 6,
     noise: NDArray[np.float64] | Sequence[float] = NOISE,
+    seeds: int = 8,
 ) -> NDArray[np.int64]:
     """Right answers of 1024 by study, arm, rate and seed: what seeds add is common to all arms."""
-    seeds = generator.normal(0, 0.03, size=(studies, 1, 1, 8))
-    own = generator.normal(size=(studies, arms, len(means), 8)) * np.asarray(noise)[..., None]
-    score = 0.5 + np.array(means)[:, None] + seeds + own
+    common = generator.normal(0, 0.03, size=(studies, 1, 1, seeds))
+    own = generator.normal(size=(studies, arms, len(means), seeds)) * np.asarray(noise)[..., None]
+    score = 0.5 + np.array(means)[:, None] + common + own
     return np.rint(np.clip(score, 0, 1) * 1024).astype(np.int64)
 
 
@@ -666,10 +921,9 @@ def quantiles() -> Iterator[None]:
 
 
 @functools.cache
-def null(means: Sequence[float], effect: float = 0.0) -> dict[str, Null]:
-    """Errors in both views, of studies whose arms have one distribution (but for an effect)."""
-    counts = drawn(np.random.default_rng(7), means, STUDIES)
-    counts[:, 1] += round(1024 * effect)
+def null(means: Sequence[float]) -> dict[str, Null]:
+    """Errors in both views, of studies whose arms have one distribution."""
+    counts = drawn(np.random.default_rng(7), means, FEW if means == CLEAR else STUDIES)
     simulated = Simulated()
     families: dict[str, list[list[Paired]]] = {"tuned": [], "shared": []}
     for study in counts:
@@ -681,9 +935,9 @@ def null(means: Sequence[float], effect: float = 0.0) -> dict[str, Null]:
         each = np.array([np.mean([one.alone.mean for one in family]) for family in kept])
         nulls[view] = Null(
             float(np.mean([min(one.p_holm for one in family) <= 0.05 for family in kept])),
-            float(np.mean([any(one.sign for one in family) for family in kept])),
+            float(np.mean([any(one.jointly.sign for one in family) for family in kept])),
             float(np.mean([[one.p <= 0.05 for one in family] for family in kept])),
-            float(each.mean() / each.std(ddof=1) * math.sqrt(STUDIES)),
+            float(each.mean() / each.std(ddof=1) * math.sqrt(len(kept))),
         )
     return nulls
 
@@ -694,53 +948,123 @@ def at_most(level: float, trials: int = STUDIES) -> float:
 
 
 SLOW = pytest.mark.slow
-NEAR = "picks of a seed depend on the others' scores, so that tuned scores of seeds are correlated"
-FAVOUR = "the reference's rate is picked on the same scores, which favours the reference"
 
 
-@pytest.mark.parametrize(
-    ("means", "view"),
-    [
-        (CLEAR, "tuned"),
-        (CLEAR, "shared"),
-        pytest.param(EQUAL, "tuned", marks=[SLOW, pytest.mark.xfail(strict=True, reason=NEAR)]),
-        pytest.param(EQUAL, "shared", marks=SLOW),
-    ],
-    ids=["best rate clear, tuned", "best rate clear, shared", "rates equal, tuned",
-         "rates equal, shared"],
-)  # fmt: skip
+UNTOLD = (
+    "where rates are alike, the spread over seeds does not show how uncertain the reference's pick "
+    "is, neither in the interval nor in the exchange of given differences"
+)
+CASES = {
+    "best rate clear, tuned": (CLEAR, "tuned"),
+    "best rate clear, shared": (CLEAR, "shared"),
+    "rates equal, tuned": (EQUAL, "tuned"),
+    "rates equal, shared": (EQUAL, "shared"),
+}
+
+
+def each_case(*marks: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    """Null studies; marks are for the last, where rates are equal in the shared view."""
+    rows = [
+        pytest.param(
+            means,
+            view,
+            marks=[*([SLOW] if means == EQUAL else []), *(marks if name == [*CASES][-1] else ())],
+            id=name,
+        )
+        for name, (means, view) in CASES.items()
+    ]
+    return pytest.mark.parametrize(("means", "view"), rows)
+
+
+@each_case(pytest.mark.xfail(strict=True, reason=UNTOLD))
 def test_studies_without_a_difference_rarely_show_one(means: Sequence[float], view: str):
     errors = null(means)[view]
     print(errors)
-    assert errors.holm <= at_most(0.05)
-    assert errors.joint <= at_most(0.05)
-    assert errors.single <= at_most(0.05)  # at most: comparisons within a study are correlated
+    limit = at_most(0.05, FEW if means == CLEAR else STUDIES)
+    assert errors.holm <= limit
+    assert errors.joint <= limit
+    assert errors.single <= limit  # at most: comparisons within a study are correlated
 
 
-@pytest.mark.parametrize(
-    ("means", "view"),
-    [
-        (CLEAR, "tuned"),
-        (CLEAR, "shared"),
-        pytest.param(EQUAL, "tuned", marks=SLOW),
-        pytest.param(EQUAL, "shared", marks=[SLOW, pytest.mark.xfail(strict=True, reason=FAVOUR)]),
-    ],
-    ids=["best rate clear, tuned", "best rate clear, shared", "rates equal, tuned",
-         "rates equal, shared"],
-)  # fmt: skip
+@each_case()
 def test_no_view_favours_an_arm(means: Sequence[float], view: str):
     assert abs(null(means)[view].bias) < 4
 
 
+@pytest.mark.parametrize(
+    ("means", "least"),
+    [(CLEAR, 0.95), ((-0.05, 0.0, -0.05, -0.2), 0.95), ((-0.15, 0.0, -0.01, -0.3), 0.9)],
+    ids=["clear", "less clear", "two alike"],
+)
+def test_a_typical_difference_is_found_though_the_interval_allows_for_the_pick(means, least):
+    """0.05 over five seeds whose spread, beside what all arms share, is 0.01."""
+    simulated = Simulated(METHODS[:2], seeds=5)
+    counts = drawn(np.random.default_rng(3), means, 100, arms=2, noise=[0.01] * 4, seeds=5)
+    counts[:, 1] += round(1024 * 0.05)
+    pairs = [simulated(study).against_reference("tuned")[0] for study in counts]
+    found, plain, least_p = (
+        np.mean([one.alone.sign == 1 for one in pairs]),
+        np.mean([one.plain.sign == 1 for one in pairs]),
+        np.mean([one.p == 2**-4 for one in pairs]),
+    )
+    print(found, plain, least_p)
+    assert found >= least
+    assert plain >= found
+    assert least_p >= least
+
+
+def steered(generator: np.random.Generator, means: Sequence[float], ahead: float) -> Paired:
+    """An arm under adaptive-kl against the same one at fixed rates; it is ahead of the best."""
+    seeds = generator.normal(0, 0.03, size=8)
+    swept = 0.5 + np.array(means)[:, None] + seeds + generator.normal(0, 0.02, size=(4, 8))
+    mine = 0.5 + ahead + seeds + generator.normal(0, 0.02, size=8)
+    rows = np.rint(1024 * swept).astype(int).tolist()
+    cells = entries("rlpo", of_rows(dict(zip(RATES, rows, strict=True))))
+    own = np.rint(1024 * mine).astype(int).tolist()
+    found = compared(cells + entries("rlpo", of_rows({3e-4: own}), settings=ADAPTIVE))
+    return found.family([("rlpo, adaptive-kl", "rlpo")], "tuned")[0]
+
+
+ROWS = (
+    "after an exchange a rate of one arm stands for the rate in the same place of the other, and "
+    "those that only one arm has can't be picked"
+)
+
+
+@SLOW
+@pytest.mark.parametrize("means", [CLEAR, EQUAL], ids=["best rate clear", "rates equal"])
+def test_an_arm_without_a_sweep_rarely_differs_in_its_interval_from_one_that_is_as_good(means):
+    generator = np.random.default_rng(15)
+    signs = [steered(generator, means, 0.0).alone.sign for _ in range(400)]
+    print(np.mean(np.abs(signs)))
+    assert np.mean(np.abs(signs)) <= at_most(0.05, 400)
+
+
+@SLOW
+@pytest.mark.xfail(strict=True, reason=ROWS)
+def test_an_arm_without_a_sweep_rarely_has_a_low_p_against_one_that_is_as_good():
+    generator = np.random.default_rng(15)
+    low = np.mean([steered(generator, EQUAL, 0.0).p <= 0.05 for _ in range(400)])
+    print(low)
+    assert low <= at_most(0.05, 400)
+
+
+@pytest.mark.xfail(strict=True, reason=ROWS)
+def test_an_arm_without_a_sweep_that_is_far_better_has_a_low_p():
+    one = steered(np.random.default_rng(16), CLEAR, 0.2)
+    assert one.alone.low > 0.1
+    assert one.p <= 0.05
+
+
 def test_a_large_difference_is_found_in_most_studies():
-    counts = drawn(np.random.default_rng(8), CLEAR, 200)
+    counts = drawn(np.random.default_rng(8), CLEAR, 60)
     counts[:, 1] += round(1024 * 0.06)
     simulated = Simulated()
     for view in ("tuned", "shared"):
         families = [simulated(study).against_reference(view) for study in counts]
         assert np.mean([family[0].p_holm <= 0.05 for family in families]) > 0.8
-        assert np.mean([family[0].sign == 1 for family in families]) > 0.8
-        others = [any(one.sign for one in family[1:]) for family in families]
+        assert np.mean([family[0].jointly.sign == 1 for family in families]) > 0.8
+        others = [any(one.jointly.sign for one in family[1:]) for family in families]
         assert np.mean(others) <= at_most(0.05, len(counts))
 
 
@@ -748,14 +1072,14 @@ def test_luck_of_a_noisy_arm_is_not_counted_as_merit():
     """Equal expectations at every rate: picking on the scores themselves would flatter noise."""
     noise = np.full((3, 4), 0.02)
     noise[1] = 0.06
-    counts = drawn(np.random.default_rng(9), EQUAL, STUDIES, arms=3, noise=noise)
+    counts = drawn(np.random.default_rng(9), EQUAL, 400, arms=3, noise=noise)
     simulated = Simulated(METHODS[:3])
     arms = [simulated(study).tuned.values() for study in counts]
     tuned = np.array([[sum(one.scores.values()) / 8 for one in study] for study in arms], float)
     naive = counts.mean(axis=3).max(axis=2) / 1024
     for scores, unbiased in ((tuned, True), (naive, False)):
         off = scores[:, 1] - scores[:, 0]  # the noisy one less the reference
-        z = off.mean() / off.std(ddof=1) * math.sqrt(STUDIES)
+        z = off.mean() / off.std(ddof=1) * math.sqrt(len(off))
         assert abs(z) < 4 if unbiased else z > 10
     assert tuned.mean(axis=0) == pytest.approx(0.5, abs=0.004)
     assert naive[:, 1].mean() > 0.515
@@ -769,5 +1093,5 @@ def test_few_seeds_on_a_coarse_scale_rarely_show_a_difference():
         for _ in range(STUDIES):
             counts = 32 * generator.binomial(30, 0.4, size=(2, 1, seeds))  # 30 problems, greedy
             (one,) = simulated(counts).against_reference("tuned")
-            errors += one.sign != 0
+            errors += one.alone.sign != 0
         assert errors / STUDIES <= at_most(0.05)

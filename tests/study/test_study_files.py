@@ -1,9 +1,13 @@
 """The papers' studies: every file expands, has a twin, and says what it must."""
 
+import copy
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import make_model
 
+from orthora import adapt
 from orthora.study import load_study, plan
 from orthora.study.arms import arms_of, check_claims
 
@@ -34,7 +38,7 @@ def test_a_study_expands_and_its_claims_speak_of_what_it_has(file):
     assert len(seeds) >= 5
     by_arm: dict[str, set[int]] = {}
     for cell in cells:
-        by_arm.setdefault(arms_of(cells)[cell.name].label, set()).add(cell.seed)
+        by_arm.setdefault(arms_of(spec, cells)[cell.name].label, set()).add(cell.seed)
     assert set(map(frozenset, by_arm.values())) == {frozenset(seeds)}
 
 
@@ -45,6 +49,22 @@ def test_a_papers_study_has_a_twin_with_the_same_methods_and_claims(file):
     assert {cell.method for cell in plan(spec)} == {cell.method for cell in plan(twin)}
     assert [claim.says for claim in spec.claims] == [claim.says for claim in twin.claims]
     assert {cell.settings["model"] for cell in plan(twin)} == {"tiny"}
+
+
+@pytest.mark.parametrize("file", PAPERS, ids=lambda file: file.stem)
+def test_every_method_of_a_papers_study_starts_with_its_settings(file):
+    """The tiny twin runs other settings: dropout, dtype and targets that a method refuses."""
+    seen = {}
+    for cell in plan(load_study(file)):
+        config = cell.config(Path("runs"))
+        seen[config.method, config.rank, config.dtype, config.dropout] = config
+    for config in seen.values():
+        base = copy.deepcopy(make_model("qwen2")).to(getattr(torch, config.dtype))
+        model = adapt(
+            base, config.method, rank=min(config.rank, 4), alpha=config.alpha,
+            target_modules=config.target_modules, dropout=config.dropout,
+        )  # fmt: skip
+        assert any(p.requires_grad for p in model.parameters()), config.method
 
 
 def test_table_1_has_the_papers_settings_and_both_schedules():
@@ -78,8 +98,9 @@ def test_the_twelve_methods_of_perl_have_its_batch_and_rank_32():
 
 @pytest.mark.parametrize("file", TINY, ids=lambda file: file.stem)
 def test_tiny_studies_try_four_rates_with_five_paired_seeds(file):
-    cells = plan(load_study(file))
-    arms = arms_of(cells)
+    spec = load_study(file)
+    cells = plan(spec)
+    arms = arms_of(spec, cells)
     rates: dict[str, set[float]] = {}
     for cell in cells:
         if not arms[cell.name].adaptive:

@@ -46,7 +46,7 @@ def stamps(folder: Path) -> dict[str, int]:
 def test_every_cell_is_trained_evaluated_and_kept(done):
     file, table = done
     cells = plan(load_study(file))
-    assert len(table.splitlines()) == 1 + len(cells) == 5
+    assert len(table.splitlines()) == 2 + len(cells) == 6
     for cell in cells:
         ending = json.loads((file.parent / "out/cells" / cell.name / "cell.json").read_text())
         assert (ending["state"], ending["reason"], ending["scored_step"]) == ("finished", None, 3)
@@ -137,8 +137,8 @@ def test_a_failed_cell_is_kept_with_its_reason_and_the_others_go_on(tmp_path):
         tmp_path, grid=f"{grid}rank = [8, 4096]\n\n[[grid]]\nmethod = 'lora'\nseed = [0]\n"
         "learning_rate = [1e30]\nrank = 8\n",
     )  # fmt: skip
-    out = run("run", file)
-    assert "1 finished" in out.splitlines()[-1] or "2 finished" in out
+    out = run("run", file, code=2)
+    assert "1 cells failed, e.g. lora-1e-3-r4096" in out.splitlines()[-1]
     endings = {
         path.parent.name: json.loads(path.read_text())
         for path in (tmp_path / "out").glob("cells/lora*/cell.json")
@@ -150,9 +150,9 @@ def test_a_failed_cell_is_kept_with_its_reason_and_the_others_go_on(tmp_path):
     assert (by_rate["state"], by_rate["by_training"]) == ("failed", True)
     assert "not finite" in by_rate["reason"]
     rows = results(file).splitlines()
-    assert len(rows) == 4
+    assert len(rows) == 5
     before = stamps(tmp_path / "out")
-    assert "failed: " in run("run", file)  # nothing is tried again unless that is asked for
+    assert "failed: " in run("run", file, code=2)  # nothing is tried again unless that is asked for
     assert stamps(tmp_path / "out") == before
 
 
@@ -164,7 +164,7 @@ def test_a_cell_whose_process_dies_each_time_is_given_up(tmp_path):
     settings = f'{SETTINGS}reward = "{reward}:die"\n'
     one = GRID.replace('["lora", "pissa"]', '["lora"]').replace("[1e-3, 3e-3]", "[1e-3]")
     file = write_study(tmp_path, grid=one, settings=settings, more="retries = 1")
-    out = run("run", file)
+    out = run("run", file, code=2)
     assert out.count("lost: its process was ended by SIGKILL") == 2
     assert "2 times" in out
 

@@ -132,6 +132,7 @@ def adapt(
             start,
         )
     else:
+        before = {name: p.requires_grad for name, p in model.named_parameters()}
         adapted = wrap_structure(
             model,
             composition,
@@ -142,7 +143,7 @@ def adapt(
             seed=seed,
             total_updates=total_updates,
         )
-        _verify_or_unwrap(model, adapted, composition)
+        _verify_or_unwrap(model, adapted, composition, before)
         names = tuple(adapted_layers(adapted))
     targets = target_modules if isinstance(target_modules, str) else tuple(target_modules)
     adapted.__dict__["orthora"] = AdapterRecord(  # past nn.Module, which holds tensors and modules
@@ -208,8 +209,10 @@ def _freeze(model: PeftModel, method: Composition) -> None:
             parameter.requires_grad_(False)
 
 
-def _verify_or_unwrap(model: PreTrainedModel, adapted: PeftModel, method: Composition) -> None:
-    flags = dict.fromkeys((name for name, _ in model.named_parameters()), False)
+def _verify_or_unwrap(
+    model: PreTrainedModel, adapted: PeftModel, method: Composition, flags: dict[str, bool]
+) -> None:
+    """Check what was built, or give the base back as it was: ``flags`` is its requires_grad."""
     try:
         verify(adapted, adapted_layers(adapted), trained(method))
     except BaseException:

@@ -98,6 +98,9 @@ def wrap_structure(
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     try:
         peft_model = _inject(model, config)
+        for name, parameter in peft_model.named_parameters():
+            if ".ranknum." in name:  # a constant, which PEFT's cast to float32 sets to train
+                parameter.requires_grad_(False)
         if method.structure not in ("ia3", "ln"):
             check_complete(peft_model, model, targets, ())
         _draw_start(peft_model, seed)

@@ -1,13 +1,12 @@
 """What a study compares: a method with all its settings but learning rate and seed."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from orthora.config import TrainConfig
+from orthora.config import TrainConfig, read_toml
 from orthora.runs import rate_text
 from orthora.study.plan import Cell
-from orthora.study.spec import StudySpec
+from orthora.study.spec import ClaimConfig, StudySpec
 
 _APART = ("method", "seed", "learning_rate")
 
@@ -16,36 +15,58 @@ class Arm(NamedTuple):
     """A method as a study's tables have it.
 
     Attributes:
-        label: the method, and in what its settings differ from most cells': ``lora, rank 1``.
+        label: the method, and in what its settings differ from the study's base and settings, where
+            cells differ in it at all: ``lora, rank 1``.
         method: canonical name.
         rest: what the label says after the method.
+        adaptive: its learning rate follows the measured KL; it then has a first rate alone.
     """
 
     label: str
     method: str
     rest: str
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether its learning rate follows the measured KL; it then has a first rate alone."""
-        return "adaptive-kl" in self.rest
+    adaptive: bool = False
 
 
-def arms_of(cells: Sequence[Cell]) -> dict[str, Arm]:
+def arms_of(spec: StudySpec, cells: Sequence[Cell]) -> dict[str, Arm]:
     """The arm of every cell, by the cell's name."""
     fields = TrainConfig.model_fields
+    base = read_toml(spec.base) | spec.settings
     keys = sorted({key for cell in cells for key in cell.settings} - {*_APART})
-    usual = {}
-    for key in keys:
-        values = Counter(repr(cell.settings.get(key, fields[key].default)) for cell in cells)
-        usual[key] = values.most_common(1)[0][0]
+    values = {key: [cell.settings.get(key, fields[key].default) for cell in cells] for key in keys}
+    keys = [key for key in keys if any(one != values[key][0] for one in values[key])]
     found = {}
-    for cell in cells:
-        values = {key: cell.settings.get(key, fields[key].default) for key in keys}
-        words = [_words(key, value) for key, value in values.items() if repr(value) != usual[key]]
+    for place, cell in enumerate(cells):
+        words = [
+            _words(key, values[key][place])
+            for key in keys
+            if values[key][place] != base.get(key, fields[key].default)
+        ]
         rest = ", ".join(words)
-        found[cell.name] = Arm(", ".join(filter(None, (cell.method, rest))), cell.method, rest)
+        label = ", ".join(filter(None, (cell.method, rest)))
+        adaptive = cell.settings.get("schedule") == "adaptive-kl"
+        found[cell.name] = Arm(label, cell.method, rest, adaptive)
     return found
+
+
+def reference_of(label: str, arms: Mapping[str, Arm], reference: str) -> str | None:
+    """The arm that an arm is compared with: the reference in the same settings, or else plain.
+
+    Args:
+        label: of the arm.
+        arms: all of them, by label.
+        reference: the study's.
+    """
+    own = [one for one in arms.values() if one.method == reference and one.label != label]
+    same = [one.label for one in own if one.rest == arms[label].rest]
+    plain = [one.label for one in own if not one.rest]
+    return next(iter((*same, *plain)), None)
+
+
+def fixed_partner(label: str, arms: Mapping[str, Arm]) -> str | None:
+    """Of an arm under adaptive-kl, the same method at fixed rates."""
+    method = arms[label].method
+    return next((o.label for o in arms.values() if o.method == method and not o.rest), None)
 
 
 def _words(key: str, value: object) -> str:
@@ -57,30 +78,50 @@ def _words(key: str, value: object) -> str:
 
 
 def check_claims(spec: StudySpec, cells: Sequence[Cell]) -> None:
-    """Claims speak of arms that the study has.
+    """Claims speak of arms that the study has, and of something to compare them with.
 
     Raises:
-        ValueError: naming the claim and the arms that there are.
+        ValueError: naming the claim, and the arms that there are.
     """
-    labels = {arm.label for arm in arms_of(cells).values()}
-    for number, claim in enumerate(spec.claims, 1):
-        for name in (*claim.methods, *claim.than):
-            if name not in labels:
-                raise ValueError(
-                    f"claim {number} names {name!r}, which the study does not have; it has: "
-                    f"{'; '.join(sorted(labels))}"
-                )
-        if claim.kind == "stabler" and len(claim.than) != len(claim.methods):
-            raise ValueError(f"claim {number}: 'stabler' needs a partner in than for every method")
-        if claim.kind == "order" and len(claim.methods) < 2:
-            raise ValueError(f"claim {number}: 'order' needs two methods or more")
-        if claim.kind == "no-sweep":
-            _check_adaptive(number, claim.methods)
-
-
-def _check_adaptive(number: int, names: Sequence[str]) -> None:
-    wrong = [name for name in names if "adaptive-kl" not in name]
-    if wrong:
+    arms = {arm.label: arm for arm in arms_of(spec, cells).values()}
+    if spec.reference not in arms:
         raise ValueError(
-            f"claim {number}: 'no-sweep' is about arms under adaptive-kl, and {wrong[0]!r} is not"
+            f"the reference {spec.reference!r} is no arm of the study; it has: {'; '.join(arms)}"
         )
+    for number, claim in enumerate(spec.claims, 1):
+        try:
+            _check_claim(claim, arms, spec.reference)
+        except ValueError as error:
+            raise ValueError(f"claim {number} ({claim.kind}): {error}") from error
+
+
+def _check_claim(claim: ClaimConfig, arms: Mapping[str, Arm], reference: str) -> None:
+    """One claim.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    for name in (*claim.methods, *claim.than):
+        if name not in arms:
+            raise ValueError(f"{name!r} is no arm of the study; it has: {'; '.join(arms)}")
+    for names in (claim.methods, claim.than):
+        if len(set(names)) < len(names):
+            raise ValueError("an arm is named twice; leave one out")
+    if set(claim.methods) & set(claim.than):
+        raise ValueError("an arm is compared with itself; leave it out")
+    if claim.lower_kl and claim.kind != "order":
+        raise ValueError("lower_kl is for 'order'; leave it out")
+    if claim.than and claim.kind not in ("better", "worse", "stabler"):
+        raise ValueError("than is for 'better', 'worse' and 'stabler'; leave it out")
+    if claim.kind == "stabler" and len(claim.than) != len(claim.methods):
+        raise ValueError("it needs a partner in than for every method")
+    if claim.kind in ("order", "equal") and len(claim.methods) < 2:
+        raise ValueError("it needs two methods or more")
+    for name in claim.methods:
+        if claim.kind == "no-sweep" and not arms[name].adaptive:
+            raise ValueError(f"it is about arms under adaptive-kl, and {name!r} is not one")
+        if claim.kind == "no-sweep" and fixed_partner(name, arms) is None:
+            raise ValueError(f"{name!r} has no partner at fixed rates")
+        alone = claim.kind in ("better", "worse", "collapses") and not claim.than
+        if alone and reference_of(name, arms, reference) is None:
+            raise ValueError(f"{name!r} has no reference to be compared with")

@@ -1,4 +1,11 @@
-"""Verdicts: what a study's numbers say of each of its claims, and of nothing more."""
+"""Verdicts: what a study's numbers say of each of its claims, and of nothing more.
+
+A claim that several comparisons must all bear out holds if each does at 95 % of its own: the chance
+that all of them do by luck is smaller still (intersection-union). That *any* of several speaks
+against it is judged by their joint intervals, as there are more chances for luck.
+
+Source: Berger 1982, Technometrics 24, 295-300, for the intersection-union test.
+"""
 
 import itertools
 import math
@@ -9,15 +16,14 @@ from typing import Literal
 import numpy as np
 
 from orthora.runs import join_names, rate_text
-from orthora.study.compare import LEVEL, Comparisons, Estimate, Paired, View, estimate
+from orthora.study.arms import fixed_partner
+from orthora.study.compare import Comparisons, Paired, View
+from orthora.study.estimates import FEWEST, LEVEL, Estimate, estimate
 from orthora.study.spec import ClaimConfig
 
 Ruling = Literal[
     "holds", "holds at a shared lr only", "does not hold", "cannot be told here"
 ]  # fmt: skip
-
-_FEWEST = 3
-"""Seeds without which nothing is said of how many runs collapse."""
 
 
 @dataclass(frozen=True)
@@ -38,32 +44,34 @@ class Verdict:
 def verdicts(found: Comparisons) -> list[Verdict]:
     """Judge every claim of the study.
 
-    A difference is *clear* if the joint interval of the claim's own comparisons excludes 0: the
-    claim is one family. An unfinished study can't tell.
+    A claim's own comparisons are one family. An unfinished study can't tell.
     """
     return [_judge(claim, found) for claim in found.results.spec.claims]
 
 
 def _judge(claim: ClaimConfig, found: Comparisons) -> Verdict:
+    names = {found.results.reported, found.results.selected}
     missing = [
         record.cell.name
         for record in found.results.records
-        if record.state != "finished" and not record.by_training
-        and record.arm.label in {*claim.methods, *_others(claim, found)}
-    ]  # fmt: skip
+        if record.arm.label in _involved(claim, found) and not names <= record.scores.keys()
+    ]
     if missing:
-        text = f"{len(missing)} cells are missing or failed, e.g. {missing[0]}."
+        text = f"{len(missing)} cells are missing, failed or not scored, e.g. {missing[0]}."
         return Verdict(claim, "cannot be told here", (text,))
+    if found.results.reported not in found.results.base:
+        return Verdict(claim, "cannot be told here", ("The base model is not scored.",))
     ruling, numbers = _JUDGES[claim.kind](claim, found)
     return Verdict(claim, ruling, tuple(numbers))
 
 
-def _others(claim: ClaimConfig, found: Comparisons) -> list[str]:
-    """What the claim's methods are compared with."""
-    if claim.than:
-        return claim.than
-    references = [found.reference_of(name) for name in claim.methods]
-    return list(dict.fromkeys(name for name in references if name))
+def _involved(claim: ClaimConfig, found: Comparisons) -> set[str]:
+    """All arms that a claim is judged by."""
+    names = {*claim.methods, *claim.than}
+    references = {found.reference_of(name) for name in names}
+    partners = {fixed_partner(name, found.arms) for name in claim.methods}
+    adaptive = claim.kind == "no-sweep"
+    return names | {name for name in references | (partners if adaptive else set()) if name}
 
 
 def _pairs(claim: ClaimConfig, found: Comparisons) -> list[tuple[str, str]]:
@@ -85,11 +93,11 @@ def _directed(sign: int) -> Callable[[ClaimConfig, Comparisons], Judged]:
         numbers = [_sentence(one, "tuned", found) for one in tuned]
         numbers += [_sentence(one, "shared", found) for one in shared]
         margin = found.results.spec.margin
-        if all(one.sign == sign for one in tuned):
+        if tuned and all(one.alone.sign == sign for one in tuned):
             return "holds", numbers
-        if all(one.sign == sign for one in shared):
+        if shared and all(one.alone.sign == sign for one in shared):
             return "holds at a shared lr only", numbers
-        if any(one.sign == -sign or one.within(margin) for one in tuned):
+        if any(one.jointly.sign == -sign or one.jointly.within(margin) for one in tuned):
             return "does not hold", numbers
         return "cannot be told here", numbers
 
@@ -97,21 +105,21 @@ def _directed(sign: int) -> Callable[[ClaimConfig, Comparisons], Judged]:
 
 
 def _collapses(claim: ClaimConfig, found: Comparisons) -> Judged:
-    """Most runs end below half of the base model's score."""
+    """Most runs end below half of the base model's score, where the reference's do not."""
     numbers, own, shared, none = [], [], [], []
     for name in claim.methods:
-        rate = found.shared_rate(name)
         records = found.tuned[name].records.values()
         fates = [fate for one in records if (fate := found.collapsed(one)) is not None]
-        count, total = found.collapse_counts(name, rate)
-        anywhere, all_runs = found.collapse_counts(name)
-        own.append(len(fates) >= _FEWEST and 2 * sum(fates) > len(fates))
-        shared.append(total >= _FEWEST and 2 * count > total)
-        none.append(total >= _FEWEST and not sum(fates) and not count)
+        alone = [rate for rate in sorted(found.cells[name]) if _falls_alone(found, name, rate)]
+        anywhere, runs = found.collapse_counts(name)
+        own.append(len(fates) >= FEWEST and 2 * sum(fates) > len(fates))
+        shared.append(bool(alone))
+        none.append(len(fates) >= FEWEST and not sum(fates) and not anywhere)
+        at = join_names(map(rate_text, alone)) if alone else "no rate"
         numbers.append(
             f"{name}: {sum(fates)} of {len(fates)} runs collapsed at its own best rate "
-            f"({rate_text(found.tuned[name].rate)}), {count} of {total} at the reference's "
-            f"({rate_text(rate)}), {anywhere} of {all_runs} over all rates."
+            f"({rate_text(found.tuned[name].rate)}), {anywhere} of {runs} over all rates; most did "
+            f"where most of {found.reference_of(name) or 'no reference'}'s did not at {at}."
         )
     family = found.family(_pairs(claim, found), "shared")
     numbers += [_sentence(one, "shared", found) for one in family]
@@ -124,6 +132,15 @@ def _collapses(claim: ClaimConfig, found: Comparisons) -> Judged:
     return "cannot be told here", numbers
 
 
+def _falls_alone(found: Comparisons, name: str, rate: float) -> bool:
+    """Whether most runs of a method collapse at a rate at which most of its reference's do not."""
+    than = found.reference_of(name)
+    if than is None or rate not in found.cells[than]:
+        return False
+    (a, n), (b, m) = (found.collapse_counts(label, [rate]) for label in (name, than))
+    return min(n, m) >= FEWEST and 2 * a > n and 2 * b < m
+
+
 def _order(claim: ClaimConfig, found: Comparisons) -> Judged:
     """The first is clearly better than the last, and none is clearly worse than the one after."""
     names = claim.methods
@@ -134,14 +151,13 @@ def _order(claim: ClaimConfig, found: Comparisons) -> Judged:
     for view in ("tuned", "shared"):
         family = found.family(pairs, view)
         numbers += [_sentence(one, view, found) for one in family]
-        lower = [_kl_difference(a, b, view, found) for a, b in kl]
-        numbers += [text for _, text in lower]
-        held = family[0].sign > 0 and all(one.sign >= 0 for one in family)
-        broken = any(one.sign < 0 for one in family)
-        broken |= family[0].within(found.results.spec.margin)
-        for one, _ in lower:
-            held &= one.known and one.high < 0
-            broken |= one.known and one.low > 0
+        lower = [_kl_difference(a, b, view, found, len(kl)) for a, b in kl]
+        numbers += [text for _, _, text in lower]
+        held = family[0].alone.sign > 0 and all(one.alone.sign >= 0 for one in family)
+        broken = any(one.jointly.sign < 0 for one in family)
+        broken |= family[0].jointly.within(found.results.spec.margin)
+        held &= all(one.sign < 0 for one, _, _ in lower)
+        broken |= any(joint.sign > 0 for _, joint, _ in lower)
         rulings.append(1 if held else -1 if broken else 0)
     if rulings[0] > 0:
         return "holds", numbers
@@ -150,23 +166,34 @@ def _order(claim: ClaimConfig, found: Comparisons) -> Judged:
     return ("does not hold" if rulings[0] < 0 else "cannot be told here"), numbers
 
 
-def _kl_difference(arm: str, than: str, view: View, found: Comparisons) -> tuple[Estimate, str]:
-    """KL to the base of two arms, over the seeds that both have."""
-    one, other = (_kl(label, than, view, found) for label in (arm, than))
-    less = estimate([one[seed] - other[seed] for seed in sorted({*one} & {*other})], LEVEL)
-    where = _VIEWS[view].format(rate=rate_text(found.tuned[than].rate))
-    means = " and ".join(f"{np.mean([*values.values()]):.3g}" for values in (one, other) if values)
-    return less, (
-        f"KL to the base in nats per token, {arm} and {than}, {where}: {means or 'not known'}; "
-        f"difference {_text(less)}."
+def _kl_difference(
+    arm: str, than: str, view: View, found: Comparisons, count: int
+) -> tuple[Estimate, Estimate, str]:
+    """KL to the base of two arms over the seeds that both have: alone, jointly, in words."""
+    one, other = (_kl(label, arm, view, found) for label in (arm, than))
+    seeds = sorted({*one} & {*other})
+    where = _where(view, arm, found)
+    if not seeds:
+        nothing = estimate([])
+        return nothing, nothing, f"KL to the base of {arm} and {than}, {where}: not measured."
+    values = [one[seed] - other[seed] for seed in seeds]
+    less, joint = estimate(values), estimate(values, 1 - (1 - LEVEL) / max(1, count))
+    means = " and ".join(f"{np.mean([side[seed] for seed in seeds]):.3g}" for side in (one, other))
+    return (
+        less,
+        joint,
+        (
+            f"KL to the base in nats per token, {arm} and {than}, {where}: {means}; difference "
+            f"{_text(less)}."
+        ),
     )
 
 
-def _kl(label: str, than: str, view: View, found: Comparisons) -> dict[int, float]:
+def _kl(label: str, arm: str, view: View, found: Comparisons) -> dict[int, float]:
     records = (
         found.tuned[label].records
         if view == "tuned"
-        else found.cells[label].get(found.tuned[than].rate, {})
+        else found.shared(label, found.reference_of(arm) or arm)
     )
     values = {seed: record.numbers["kl_base"] for seed, record in records.items()}
     return {seed: value for seed, value in values.items() if value is not None}
@@ -179,13 +206,17 @@ def _stabler(claim: ClaimConfig, found: Comparisons) -> Judged:
     numbers = [_sentence(one, "sweep", found) for one in family]
     fewer = []
     for arm, than in pairs:
-        (a, n), (b, m) = found.collapse_counts(arm), found.collapse_counts(than)
-        fewer.append(a * m <= b * n)
-        numbers.append(f"Collapsed over all rates: {arm} {a} of {n}, {than} {b} of {m}.")
-    if all(one.sign > 0 for one in family) and all(fewer):
+        rates = [rate for rate in found.cells[arm] if rate in found.cells[than]]
+        (a, n), (b, m) = (found.collapse_counts(label, rates) for label in (arm, than))
+        fewer.append(min(n, m) > 0 and a * m <= b * n)
+        numbers.append(
+            f"Collapsed over the {len(rates)} rates that both have: {arm} {a} of {n}, {than} {b} "
+            f"of {m}."
+        )
+    if all(one.alone.sign > 0 for one in family) and all(fewer):
         return "holds", numbers
     margin = found.results.spec.margin
-    if any(one.sign < 0 or one.within(margin) for one in family):
+    if any(one.jointly.sign < 0 or one.jointly.within(margin) for one in family):
         return "does not hold", numbers
     return "cannot be told here", numbers
 
@@ -198,10 +229,9 @@ def _equal(claim: ClaimConfig, found: Comparisons) -> Judged:
     tuned = found.family(pairs, "tuned")
     shared = found.family(_pairs(claim, found), "shared")
     worst = max(tuned, key=lambda one: abs(one.alone.mean))
-    apart = [one for one in tuned if one.jointly.known
-             and (one.jointly.low > margin or one.jointly.high < -margin)]  # fmt: skip
-    some = [one for one in shared if one.sign]
-    within = [one for one in tuned if one.within(margin)]
+    apart = [one for one in tuned if one.jointly.beyond(margin)]
+    some = [one for one in shared if one.jointly.sign]
+    within = [one for one in tuned if one.alone.within(margin)]
     spread = [float(np.mean([*map(float, found.tuned[n].scores.values())])) for n in names]
     numbers = [
         f"Tuned, the {len(names)} methods lie between {min(spread):.3f} and {max(spread):.3f}; "
@@ -220,19 +250,15 @@ def _equal(claim: ClaimConfig, found: Comparisons) -> Judged:
 
 def _no_sweep(claim: ClaimConfig, found: Comparisons) -> Judged:
     """Adaptive-kl, without a choice, is within the margin of the swept best, or above."""
-    pairs = [
-        (label, arm.label)
-        for label in claim.methods
-        for arm in found.arms.values()
-        if arm.method == found.arms[label].method and not arm.rest
-    ]
+    partners = {label: fixed_partner(label, found.arms) for label in claim.methods}
+    pairs = [(label, partner) for label, partner in partners.items() if partner]
     margin = found.results.spec.margin
     family = found.family(pairs, "tuned")
     numbers = [_sentence(one, "tuned", found) for one in family]
     numbers += _against_shared(claim.methods, found)
-    if family and all(one.jointly.known and one.jointly.low > -margin for one in family):
+    if len(family) == len(claim.methods) and all(one.alone.above(-margin) for one in family):
         return "holds", numbers
-    if any(one.jointly.known and one.jointly.high < -margin for one in family):
+    if any(one.jointly.below(-margin) for one in family):
         return "does not hold", numbers
     return "cannot be told here", numbers
 
@@ -240,12 +266,7 @@ def _no_sweep(claim: ClaimConfig, found: Comparisons) -> Judged:
 def _against_shared(names: Sequence[str], found: Comparisons) -> list[str]:
     """All adaptive runs together against the best shared fixed rate, paired by seed."""
     rate = found.best_shared_rate()
-    fixed = [
-        arm.label
-        for name in names
-        for arm in found.arms.values()
-        if arm.method == found.arms[name].method and not arm.rest
-    ]
+    fixed = [label for name in names if (label := fixed_partner(name, found.arms))]
     if not math.isfinite(rate) or len(fixed) != len(names):
         return []
     mine = [found.tuned[name].scores for name in names]
@@ -263,26 +284,32 @@ def _against_shared(names: Sequence[str], found: Comparisons) -> list[str]:
 
 _VIEWS = {
     "tuned": "each at its own best rate",
-    "shared": "at the latter's best rate, {rate}",
+    "shared": "at the reference's best rate, {rate}",
     "sweep": "mean over all rates",
 }
 
 
+def _where(view: View, arm: str, found: Comparisons) -> str:
+    """What a view compares."""
+    rate = found.shared_rate(arm)
+    return _VIEWS[view].format(rate=rate_text(rate) if math.isfinite(rate) else "not known")
+
+
 def _sentence(one: Paired, view: View, found: Comparisons) -> str:
     """A difference in words."""
-    where = _VIEWS[view].format(rate=rate_text(found.tuned[one.than].rate))
+    where = _where(view, one.arm, found)
     if not one.alone.seeds:
         return f"{one.arm} less {one.than}, {where}: no seed has both."
     joint = ""
     if one.jointly.known:
-        joint = f", jointly {one.jointly.low:+.3f} to {one.jointly.high:+.3f}"
-    exact = f"exact p {one.p:.3g}, with Holm {one.p_holm:.3g}"
+        joint = f"; jointly {one.jointly.low:+.3f} to {one.jointly.high:+.3f}"
+    exact = f"p {one.p:.3g}, with Holm {one.p_holm:.3g}"
     return f"{one.arm} less {one.than}, {where}: {_text(one.alone)}{joint}; {exact}."
 
 
 def _text(one: Estimate) -> str:
-    bounds = f" ({one.low:+.3f} to {one.high:+.3f})" if one.known else ""
-    return f"{one.mean:+.3f}{bounds}, {one.seeds} seeds"
+    bounds = f" ({one.low:+.4g} to {one.high:+.4g})" if one.known else ""
+    return f"{one.mean:+.4g}{bounds}, {one.seeds} seeds"
 
 
 _JUDGES: dict[str, Callable[[ClaimConfig, Comparisons], Judged]] = {

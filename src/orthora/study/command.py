@@ -97,6 +97,11 @@ def _run(options: RunOptions) -> None:
     for name, reason in outcome.failed.items():
         print(f"failed: {name}: {reason}")
     print(f"{spec.folder}: see orthora study report {options.file}")
+    if faults := [name for name in outcome.failed if name not in outcome.by_training]:
+        raise ValueError(
+            f"{len(faults)} cells failed, e.g. {faults[0]}: {outcome.failed[faults[0]]}; "
+            "--retry-failed tries them again"
+        )
 
 
 def show_plan(spec: StudySpec) -> list[Cell]:
@@ -107,7 +112,7 @@ def show_plan(spec: StudySpec) -> list[Cell]:
     cells = plan(spec)
     check_claims(spec, cells)
     check_owner(spec)
-    arms = arms_of(cells)
+    arms = arms_of(spec, cells)
     found = works(spec, cells)
     by_arm: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -148,8 +153,8 @@ def _print_rest(spec: StudySpec, cells: Sequence[Cell], found: Sequence[Any]) ->
     scored = cost.evaluation_tokens
     most = "as many tokens as the data ask for" if scored is None else f"{scored:,} tokens at most"
     print(f"evaluations draw {most}")
-    flops = "unknown; give parameters" if cost.flops is None else f"{cost.flops:.2g} at most"
-    print(f"floating-point operations: {flops}")
+    flops = "unknown; give parameters" if cost.flops is None else f"{cost.flops:.2g}"
+    print(f"floating-point operations of training at full length: {flops}")
     seconds = "" if cost.seconds is None else f"{duration(cost.seconds)} of one cell at a time, "
     print(f"time: {seconds}{cost.basis}")
 

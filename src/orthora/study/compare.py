@@ -1,8 +1,12 @@
 """Fair comparisons of a study's arms: paired by seed, with intervals and exact tests.
 
 Three views. *Tuned*: every arm at the learning rate that the selection score picks; for each seed
-it is picked on the other seeds, so that luck of a seed is not counted twice. *Shared*: all arms at
-one rate. *Sweep*: the mean over all rates of the study.
+it is picked on the other seeds, so that luck of a seed is not counted twice. *Shared*: both arms at
+the rate that the reference picks so. *Sweep*: the mean over all rates that both arms have.
+
+Seeds agree in what they pick, so that the spread over seeds does not show how uncertain the pick
+is. The interval of a tuned difference is therefore taken over all rates that the *other* arm might
+have been given, and the test picks anew for every exchange of the arms' cells.
 """
 
 import math
@@ -10,50 +14,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
-from orthora.stats import holm, sign_flip_p, t_interval
-from orthora.study.arms import Arm
+from orthora.stats import holm
+from orthora.study.arms import Arm, reference_of
+from orthora.study.estimates import LEVEL, Array, Estimate, estimate, exchange_p, retuned
 from orthora.study.results import Record, Results
 
-LEVEL = 0.95
 COLLAPSED = 0.5
 """Share of the base model's score below which a run has collapsed."""
 BySeed = Mapping[int, Fraction]
 View = Literal["tuned", "shared", "sweep"]
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds.
-
-    Attributes:
-        mean: of the values; NaN of none.
-        low: lower bound; NaN with fewer than two seeds.
-        high: upper bound.
-        seeds: how many.
-    """
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
-
-    @property
-    def known(self) -> bool:
-        """Whether there is an interval."""
-        return math.isfinite(self.low)
-
-
-def estimate(values: Sequence[float | Fraction], level: float = LEVEL) -> Estimate:
-    """Mean with Student's t interval over seeds."""
-    numbers = np.array([float(value) for value in values], dtype=np.float64)
-    if len(numbers) < 2:
-        mean = float(numbers[0]) if len(numbers) else math.nan
-        return Estimate(mean, math.nan, math.nan, len(numbers))
-    low, high = t_interval(numbers, level=level)
-    return Estimate(float(numbers.mean()), float(low), float(high), len(numbers))
 
 
 @dataclass(frozen=True)
@@ -63,30 +36,23 @@ class Paired:
     Attributes:
         arm: label of the first.
         than: label of the second, which is subtracted.
-        alone: mean with its own 95 % interval.
-        jointly: mean with an interval such that all of its family hold together with 95 %
-            (Bonferroni).
-        p: exact two-sided sign-flip test over seeds; at least 2^(1 - seeds).
+        plain: mean with its own 95 % t interval over seeds, as if the rates had been given.
+        alone: the same mean with an interval that allows for the pick of the rates (tuned view):
+            from the lowest lower bound of the first arm less the second at any of its rates, to the
+            highest upper bound of the first at any of its rates less the second.
+        jointly: the same, such that all of the family hold together with 95 % (Bonferroni).
+        p: two-sided test by exchange of the arms within seeds, picks repeated; exact up to 12
+            seeds, and then never below 2^(1 - seeds), beyond them by 20,000 random exchanges.
         p_holm: corrected for the family's comparisons by Holm's method.
     """
 
     arm: str
     than: str
+    plain: Estimate
     alone: Estimate
     jointly: Estimate
     p: float
     p_holm: float
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 where the joint interval is clear of 0, else 0."""
-        if not self.jointly.known:
-            return 0
-        return (self.jointly.low > 0) - (self.jointly.high < 0)
-
-    def within(self, margin: float) -> bool:
-        """Whether the joint interval lies inside the margin."""
-        return self.jointly.known and -margin < self.jointly.low and self.jointly.high < margin
 
 
 @dataclass(frozen=True)
@@ -96,7 +62,7 @@ class Tuned:
     Attributes:
         scores: reported score by seed, at the rate that the other seeds pick.
         records: the cells with these scores.
-        rate: that all seeds together pick.
+        rate: that all seeds together pick; NaN where nothing is known.
         picks: how many seeds were scored at each rate.
     """
 
@@ -129,50 +95,50 @@ class Comparisons:
         """Labels of the arms with fixed learning rates."""
         return [arm.label for arm in self.arms.values() if not arm.adaptive]
 
-    def _score(self, record: Record | None, name: str) -> Fraction | None:
-        return record.scores.get(name) if record else None
-
     def at(self, label: str, rate: float, name: str | None = None) -> dict[int, Fraction]:
-        """Scores of an arm at a rate, by seed."""
+        """Scores of an arm at a rate, by seed.
+
+        Args:
+            label: of the arm.
+            rate: learning rate.
+            name: of the score; the reported one if left out.
+        """
         by_seed = self.cells.get(label, {}).get(rate, {})
-        found = {
-            seed: self._score(record, name or self.results.reported)
+        name = name or self.results.reported
+        return {
+            seed: record.scores[name]
             for seed, record in sorted(by_seed.items())
+            if name in record.scores
         }
-        return {seed: score for seed, score in found.items() if score is not None}
+
+    def _selection(self, label: str) -> dict[float, BySeed]:
+        """Selection scores of an arm's rates, of those that have most seeds."""
+        select = self.results.selected
+        table = {rate: self.at(label, rate, select) for rate in sorted(self.cells[label])}
+        most = max(map(len, table.values()), default=0)
+        return {rate: scores for rate, scores in table.items() if scores and len(scores) == most}
 
     def _tune(self, label: str) -> Tuned:
         """Pick a rate for each seed by the others' selection scores."""
-        select = self.results.selected
-        table = {rate: self.at(label, rate, select) for rate in sorted(self.cells[label])}
-        table = {rate: scores for rate, scores in table.items() if scores}
+        table = self._selection(label)
         scores: dict[int, Fraction] = {}
         records: dict[int, Record] = {}
         picks: Counter[float] = Counter()
         for seed in sorted({seed for by_seed in table.values() for seed in by_seed}):
             rate = _pick(table, without=seed)
             record = self.cells[label][rate].get(seed)
-            score = self._score(record, self.results.reported)
-            if record is not None and score is not None:
-                scores[seed], records[seed] = score, record
+            if record is not None and self.results.reported in record.scores:
+                scores[seed], records[seed] = record.scores[self.results.reported], record
                 picks[rate] += 1
         return Tuned(scores, records, _pick(table) if table else math.nan, picks)
 
     def reference_of(self, label: str) -> str | None:
-        """The arm that an arm is compared with: the reference in the same settings, or at all."""
-        arm = self.arms[label]
-        name = self.results.spec.reference
-        plain = [one.label for one in self.arms.values() if one.method == name and not one.rest]
-        same = [o.label for o in self.arms.values() if o.method == name and o.rest == arm.rest]
-        for candidate in (*same, *plain):
-            if candidate != label:
-                return candidate
-        return None
+        """The arm that an arm is compared with: the reference in the same settings, or plain."""
+        return reference_of(label, self.arms, self.results.spec.reference)
 
     def shared_rate(self, label: str) -> float:
-        """The reference's own best rate, at which papers compare."""
-        reference = self.reference_of(label) or label
-        return self.tuned[reference].rate
+        """The best rate of an arm's reference, at which papers compare."""
+        return self.tuned[self.reference_of(label) or label].rate
 
     def best_shared_rate(self) -> float:
         """The fixed rate with the best mean selection score; all arms with fixed rates have it."""
@@ -184,43 +150,90 @@ class Comparisons:
                 means[rate] = float(np.mean(values))
         return max(means, key=lambda rate: means[rate]) if means else math.nan
 
-    def scores(self, label: str, view: View, rate: float = math.nan) -> BySeed:
-        """Reported scores of an arm by seed, in a view.
-
-        Args:
-            label: of the arm.
-            view: which.
-            rate: of the shared view.
-        """
-        if view == "tuned":
-            return self.tuned[label].scores
-        if view == "shared":
-            return self.at(label, rate)
-        by_rate = [self.at(label, rate) for rate in self.cells[label]]
-        whole = set.intersection(*(set(one) for one in by_rate)) if by_rate else set()
+    def shared(self, label: str, reference: str) -> dict[int, Record]:
+        """An arm's cells at the rates that the reference picks, for each seed by the others."""
+        rates = {s: one.cell.rate for s, one in self.tuned[reference].records.items()}
+        own = self.cells[label]
         return {
-            seed: sum((one[seed] for one in by_rate), Fraction(0)) / len(by_rate)
+            seed: own[rate][seed]
+            for seed, rate in rates.items()
+            if seed in own.get(rate, {}) and self.results.reported in own[rate][seed].scores
+        }
+
+    def sweep(self, label: str, than: str | None = None) -> dict[int, Fraction]:
+        """Mean score by seed over all rates, or those that another arm has as well."""
+        rates = [rate for rate in self.cells[label] if than is None or rate in self.cells[than]]
+        table = [self.at(label, rate) for rate in rates]
+        whole = set.intersection(*map(set, table)) if table else set()
+        return {
+            seed: sum((one[seed] for one in table), Fraction(0)) / len(table)
             for seed in sorted(whole)
         }
 
-    def family(self, pairs: Sequence[tuple[str, str]], view: View) -> list[Paired]:
-        """Paired differences of a family of comparisons, corrected for how many they are.
+    def pair(self, arm: str, than: str, view: View) -> tuple[BySeed, BySeed]:
+        """Scores by seed of two arms, in a view."""
+        if view == "tuned":
+            return self.tuned[arm].scores, self.tuned[than].scores
+        if view == "sweep":
+            return self.sweep(arm, than), self.sweep(than, arm)
+        reference = self.reference_of(arm) or arm
+        name = self.results.reported
+        one, other = (
+            {seed: record.scores[name] for seed, record in self.shared(label, reference).items()}
+            for label in (arm, than)
+        )
+        return one, other
 
-        In the shared view a pair is compared at the second's own best rate.
+    def family(self, pairs: Sequence[tuple[str, str]], view: View) -> list[Paired]:
+        """Paired differences of a family of comparisons, corrected for how many there are.
+
+        Those without a seed in common are in it, with nothing known, and do not count.
         """
-        differences = []
-        for arm, than in pairs:
-            rate = self.tuned[than].rate
-            one, other = self.scores(arm, view, rate), self.scores(than, view, rate)
-            differences.append([one[seed] - other[seed] for seed in sorted({*one} & {*other})])
-        ps = [sign_flip_p(values) if values else 1.0 for values in differences]
-        joint = 1 - (1 - LEVEL) / max(1, len(pairs))
-        return [
-            Paired(arm, than, estimate(values), estimate(values, joint), p, adjusted)
-            for (arm, than), values, p, adjusted in zip(
-                pairs, differences, ps, holm(ps), strict=True
-            )
+        differences = [_less(*self.pair(arm, than, view)) for arm, than in pairs]
+        count = max(1, sum(map(bool, differences)))
+        joint = 1 - (1 - LEVEL) / count
+        ps = [
+            self._p(arm, than, view, values) if values else 1.0
+            for (arm, than), values in zip(pairs, differences, strict=True)
         ]
+        known = iter(holm([p for p, values in zip(ps, differences, strict=True) if values]))
+        found = []
+        for (arm, than), values, p in zip(pairs, differences, ps, strict=True):
+            levels = [self._interval(arm, than, view, values, level) for level in (LEVEL, joint)]
+            corrected = next(known) if values else 1.0
+            alone, jointly = levels
+            found.append(Paired(arm, than, estimate(values), alone, jointly, p, corrected))
+        return found
+
+    def _interval(
+        self, arm: str, than: str, view: View, values: Sequence[Fraction], level: float
+    ) -> Estimate:
+        """The difference, with an interval that allows for the pick of the rates."""
+        plain = estimate(values, level)
+        if view != "tuned" or not plain.known:
+            return plain
+        own, other = self.tuned[arm].scores, self.tuned[than].scores
+        lows = [estimate(_less(own, self.at(than, r)), level).low for r in self._selection(than)]
+        highs = [estimate(_less(self.at(arm, r), other), level).high for r in self._selection(arm)]
+        return plain._replace(low=min(plain.low, *lows), high=max(plain.high, *highs))
+
+    def _p(self, arm: str, than: str, view: View, values: Sequence[Fraction]) -> float:
+        """Test by exchange of two arms within seeds."""
+        if view != "tuned":
+            return exchange_p(lambda flips: (1 - 2 * flips) @ _floats(values), len(values))
+        seeds = sorted({*self.tuned[arm].scores} & {*self.tuned[than].scores})
+        tables = [self._tables(label, seeds) for label in (arm, than)]
+        return exchange_p(lambda flips: retuned(flips, *tables), len(seeds))
+
+    def _tables(self, label: str, seeds: Sequence[int]) -> tuple[Array, Array]:
+        """Selection and reported scores of an arm, rates by seeds; NaN where there is none."""
+        rates = list(self._selection(label))
+        select, report = (
+            np.array([[float(self.at(label, r, name).get(s, math.nan)) for s in seeds]
+                      for r in rates])
+            for name in (self.results.selected, self.results.reported)
+        )  # fmt: skip
+        return select, report
 
     def against_reference(self, view: View) -> list[Paired]:
         """Every arm against its reference."""
@@ -228,19 +241,20 @@ class Comparisons:
         return self.family(pairs, view)
 
     def collapsed(self, record: Record) -> bool | None:
-        """Whether a run ended below half of the base model's score, or training ended it."""
-        if record.by_training:
-            return True
-        base = self.results.base.get(self.results.reported)
-        score = self._score(record, self.results.reported)
+        """Whether a run ended below half of its base model's score; None where that is unknown.
+
+        A run that training ended counts by its last checkpoint, or as 0.
+        """
+        base = self.results.base_of(record)
+        score = record.scores.get(self.results.reported)
         return None if base is None or score is None else float(score) < COLLAPSED * base
 
-    def collapse_counts(self, label: str, rate: float | None = None) -> tuple[int, int]:
-        """Runs of an arm that collapsed, and runs that are known, at a rate or at all."""
+    def collapse_counts(self, label: str, rates: Sequence[float] | None = None) -> tuple[int, int]:
+        """Runs of an arm that collapsed, and runs of which that is known, at some rates or all."""
         records = [
             record
             for at, by_seed in self.cells[label].items()
-            if rate is None or at == rate
+            if rates is None or at in rates
             for record in by_seed.values()
         ]
         known = [fate for record in records if (fate := self.collapsed(record)) is not None]
@@ -260,3 +274,12 @@ def _pick(table: Mapping[float, BySeed], without: int | None = None) -> float:
     if not means:
         return _pick(table)
     return max(sorted(means), key=lambda rate: means[rate])
+
+
+def _less(one: BySeed, other: BySeed) -> list[Fraction]:
+    """Differences over the seeds that both have."""
+    return [one[seed] - other[seed] for seed in sorted({*one} & {*other})]
+
+
+def _floats(values: Sequence[Fraction]) -> Array:
+    return np.array([*map(float, values)])

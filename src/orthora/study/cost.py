@@ -25,8 +25,9 @@ class Cost:
         responses: that training draws, at least: dynamic sampling draws more.
         tokens: of them, at most: their longest length.
         evaluation_tokens: at most.
-        flops: of all cells, at most; None where the model's size is unknown. Attention over the
-            context is not counted, and generation is limited by memory traffic, not by these.
+        flops: of training, at full length and without further draws; None where the model's size
+            is unknown. Attention over the context is not counted, and generation is limited by
+            memory traffic, not by these.
         seconds: of all cells one after the other; None where nothing is known.
         basis: what the seconds rest on.
     """
@@ -58,8 +59,7 @@ def cost_of(spec: StudySpec, cells: Sequence[Cell], found: Sequence[Work]) -> Co
         length = drawn * _setting(cell, "max_response_tokens")
         passes = _FORWARD * 2 + (_FORWARD + _BACKWARD) * _setting(cell, "update_epochs")
         size = sizes[cell.settings["model"]]
-        work = length * passes + (each or 0) * _FORWARD
-        flops = None if flops is None or size is None else flops + size * work
+        flops = None if flops is None or size is None else flops + size * length * passes
         responses, tokens, scored = responses + drawn, tokens + length, scored + (each or 0)
     seconds, basis = _seconds(spec, cells, found, flops)
     return Cost(responses, tokens, None if each is None else scored, flops, seconds, basis)
@@ -98,13 +98,15 @@ def _seconds(
     for work in found:
         if work.cell and work.ending and work.ending.state == "finished":
             steps = json_object(work.job.run / "result.json")["steps"]
-            rates.setdefault(work.cell.method, []).append(work.ending.seconds / max(1, steps))
+            own = json_object(work.job.run / "result.json").get("seconds") or 0.0
+            took = max(own, work.ending.seconds)  # an evaluation may have come later
+            rates.setdefault(work.cell.method, []).append(took / max(1, steps))
     every = [value for values in rates.values() for value in values]
     if every:
         mean = math.fsum(every) / len(every)
-        own = {method: math.fsum(values) / len(values) for method, values in rates.items()}
-        total = sum(own.get(cell.method, mean) * _setting(cell, "steps") for cell in cells)
+        by_method = {method: math.fsum(values) / len(values) for method, values in rates.items()}
+        total = sum(by_method.get(cell.method, mean) * _setting(cell, "steps") for cell in cells)
         return total, f"as the {len(every)} cells that have finished took"
     if flops is not None and spec.flops_per_second:
-        return flops / spec.flops_per_second, "at the study's flops_per_second, at most"
+        return flops / spec.flops_per_second, "for training at the study's flops_per_second"
     return None, "unknown until a cell has finished; or give flops_per_second"

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from orthora.figures.panels import Drawing, Panel, Series
 from orthora.figures.style import DOUBLE, Style, styles_of
-from orthora.study.compare import Comparisons, estimate
+from orthora.study.compare import Comparisons
+from orthora.study.estimates import estimate
 
 _SEEDS = "Mean over seeds; 95 % t interval over seeds."
 

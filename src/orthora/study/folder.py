@@ -1,6 +1,7 @@
 """A study's folder: whose it is, who works in it, and the state of its cells."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from orthora.study.plan import Cell
 from orthora.study.spec import StudySpec, evaluation_of
 
 _OWNER = "study.json"
+_ENDINGS = (".json", ".jsonl", ".parquet", ".csv", ".py")
 
 
 def check_owner(spec: StudySpec) -> None:
@@ -30,7 +32,7 @@ def check_owner(spec: StudySpec) -> None:
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; choose another out in the study")
     if not (folder / _OWNER).is_file():
-        if any(folder.iterdir()):
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise ValueError(
                 f"{folder} is not empty and no study's folder; choose another out in the study"
             )
@@ -97,19 +99,17 @@ def works(spec: StudySpec, cells: Sequence[Cell]) -> list[Work]:
     """
     evaluations = evaluations_of(spec)
     found = []
-    models = dict.fromkeys(cell.settings["model"] for cell in cells)
-    for model in models if evaluations else ():
-        name = base_name(model, models)
-        found.append(_work(spec, name, None, model, evaluations, None))
+    for model in dict.fromkeys(cell.settings["model"] for cell in cells):
+        found.append(_work(spec, base_name(model), None, model, evaluations, None))
     for cell in cells:
         config = cell.settings | {"out": str(spec.folder / "runs" / cell.name)}
         found.append(_work(spec, cell.name, config, cell.settings["model"], evaluations, cell))
     return found
 
 
-def base_name(model: str, models: Sequence[str] | dict[str, None]) -> str:
+def base_name(model: str) -> str:
     """Of the folder with a base model's evaluations."""
-    return "base" if len(models) == 1 else f"base-{Path(model).name}-{list(models).index(model)}"
+    return f"base-{Path(model).name}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 
 def _work(
@@ -146,8 +146,9 @@ def reuse(spec: StudySpec, found: Sequence[Work]) -> list[Work]:
         ValueError: if such a folder is no study's.
     """
     taken = []
-    for place in map(Path, spec.reuse):
+    for place in (Path(name).expanduser() for name in spec.reuse):
         if not place.exists():
+            print(f"nothing to reuse: {place} does not exist", flush=True)
             continue
         if not (place / _OWNER).is_file():
             raise ValueError(f"reuse {str(place)!r} is no study's folder; take it out")
@@ -168,11 +169,11 @@ def _copy(place: Path, work: Work) -> None:
     assert work.job.config is not None, "a cell"
     name = work.job.name
     check_same(place / "runs" / name, build(TrainConfig, work.job.config))
-    shutil.rmtree(work.job.run, ignore_errors=True)  # of a copy that was cut short
-    shutil.copytree(place / "runs" / name, work.job.run)
-    shutil.rmtree(work.job.cell, ignore_errors=True)
-    with new_folder(work.job.cell) as temporary:
-        shutil.copytree(place / "cells" / name, temporary, dirs_exist_ok=True)
+    for source, target in ((place / "runs" / name, work.job.run),
+                           (place / "cells" / name, work.job.cell)):  # fmt: skip
+        shutil.rmtree(target, ignore_errors=True)  # of a run that was cut short
+        with new_folder(target) as temporary:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
 
 
 def check_needs(spec: StudySpec, cells: Sequence[Cell]) -> None:
@@ -192,14 +193,22 @@ def check_needs(spec: StudySpec, cells: Sequence[Cell]) -> None:
                 models.load_config(model)
             except ValueError as error:
                 raise ValueError(f"cell {cell.name}: {error}") from error
-        for key in ("data", "eval_data", "start"):
+        for key in ("data", "eval_data", "start", "reward"):
             path = cell.settings.get(key)
-            if not path or path in seen:
-                continue
-            seen.add(path)
-            local = path.startswith((".", "/", "~")) or Path(path).suffix
-            if local and not Path(path).exists():
-                raise ValueError(f"cell {cell.name}: {key} {path!r} does not exist")
+            if path and path not in seen:
+                seen.add(path)
+                _check_path(f"cell {cell.name}: {key}", path)
+    for name, settings in evaluations_of(spec).items():
+        if path := settings.get("data"):
+            _check_path(f"evaluation {name!r}: data", path)
+
+
+def _check_path(what: str, path: str) -> None:
+    """What is plainly a path is there; anything else may be on the hub, or a module."""
+    file = path.rpartition(":")[0] or path if ".py" in path else path
+    plain = file.startswith((".", "/", "~")) or Path(file).suffix in _ENDINGS
+    if plain and not Path(file).exists():
+        raise ValueError(f"{what} {path!r} does not exist")
 
 
 def steps_of(cell: Cell) -> int:

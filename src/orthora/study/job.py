@@ -6,6 +6,7 @@ and, after a report, its tables and page.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,12 +23,14 @@ from typing import Any, Literal
 
 from orthora.checkpoint import json_object
 from orthora.config import EvalConfig, TrainConfig, build, read_toml
+from orthora.signals import FOLLOW
 from orthora.store import locked, write_atomic, write_json
 from orthora.strict import differences, to_toml
 
 ENDING = "cell.json"
 LOG = "log.txt"
 State = Literal["finished", "failed"]
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _PATIENCE = 60.0
 """Seconds to wait for a process that is just losing a cell."""
 
@@ -124,16 +128,17 @@ def run_job(job: Job) -> Ending:
     job.cell.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with _kept(job.cell):
-        step = None
         try:
             failure, adapter, step = _trained(job)
             for name, settings in job.evaluations.items() if adapter or not job.config else ():
                 _evaluate(job, name, settings, adapter)
             ending = Ending("failed" if failure else "finished", failure, bool(failure), step)
-        except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
+        except Exception as error:  # whatever it is: it must not stop the other cells
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise  # nothing can be written down; the cell may go on later
+            traceback.print_exc()
             line = (str(error).splitlines() or [""])[0]
-            ending = Ending("failed", f"{type(error).__name__}: {line}", scored_step=None)
-            print(f"{job.name}: {ending.reason}", file=sys.stderr, flush=True)
+            ending = Ending("failed", f"{type(error).__name__}: {line}")
         if ending.state == "finished" and not job.keep_checkpoints:
             shutil.rmtree(job.run / "checkpoints", ignore_errors=True)
         seconds = round(time.perf_counter() - started, 3)
@@ -204,6 +209,8 @@ def check_same(run: Path, config: TrainConfig) -> None:
         ValueError: naming what differs.
     """
     before = build(TrainConfig, read_toml(run / "config.toml")).model_dump(mode="json")
+    if config.learning_rate_match:  # the run has found its rate
+        before["learning_rate"] = config.learning_rate
     if changed := differences(before, config):
         raise ValueError(
             f"{run} was run with other defaults; these differ: {changed}. Give these settings in "
@@ -216,8 +223,8 @@ def _train(job: Job, config: TrainConfig) -> None:
     if config.processes > 1:
         _launch(job, config)
         return
+    from orthora.failures import TrainingFailed
     from orthora.train import train
-    from orthora.train.failures import TrainingFailed
 
     with contextlib.suppress(TrainingFailed):
         train(config, resume=True, progress=False)
@@ -232,7 +239,8 @@ def _launch(job: Job, config: TrainConfig) -> None:
     file = write_atomic(job.cell / "config.toml", to_toml(config))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     command += [str(config.processes), "-m", "orthora", "train", "--config", str(file), "--resume"]
-    code = subprocess.run(command, check=False).returncode
+    follow = os.environ | {FOLLOW: str(os.getpid())}
+    code = subprocess.run(command, check=False, env=follow).returncode
     result = _result(job.run)
     if code and not (result and _over(result)):
         why = result["reason"] if result else f"see {job.cell / LOG}"
@@ -246,5 +254,7 @@ def _evaluate(job: Job, name: str, settings: dict[str, Any], adapter: Path | Non
         return
     from orthora.evaluate import evaluate
 
-    subject = {"adapter": str(adapter)} if adapter else {}
+    subject: dict[str, Any] = {"adapter": str(adapter)} if adapter else {}
+    if adapter is not None and adapter != job.run:
+        subject["engine"] = "transformers"  # vLLM serves no checkpoint of a run
     evaluate(build(EvalConfig, {"model": job.model} | settings | subject | {"out": str(out)}))

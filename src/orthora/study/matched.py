@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orthora.study.compare import Comparisons, Estimate, estimate
+from orthora.study.compare import Comparisons
+from orthora.study.estimates import Estimate, estimate
+from orthora.study.folder import steps_of
 
 
 class AtNorm(NamedTuple):
@@ -80,18 +82,20 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 def at_equal_steps(found: Comparisons) -> dict[str, list[Estimate]]:
     """Training accuracy of every arm at its own best rate after a share of the steps.
 
-    Each is the mean of the tenth of the steps that ends there, over seeds.
+    Each is the mean of the tenth of the steps that ends there, over seeds; a run that training
+    ended before does not count there.
     """
     rows = {}
     for label, tuned in found.tuned.items():
-        curves = [record.pass_rates for record in tuned.records.values() if record.pass_rates]
+        curves = [(record.pass_rates, steps_of(record.cell)) for record in tuned.records.values()]
         row = []
         for share in SHARES:
             values = []
-            for curve in curves:
-                end = max(1, round(share * len(curve)))
-                part = curve[max(0, end - max(1, len(curve) // 10)) : end]
-                values.append(math.fsum(part) / len(part))
+            for curve, steps in curves:
+                end = max(1, round(share * steps))
+                part = curve[max(0, end - max(1, steps // 10)) : end]
+                if len(curve) >= end:
+                    values.append(math.fsum(part) / len(part))
             row.append(estimate(values))
         rows[label] = row
     return rows

@@ -110,9 +110,9 @@ def _devices(gpus: float) -> list[str]:
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = given.split(",") if given else [str(n) for n in range(torch.cuda.device_count())]
-    if gpus < 1:
+    if gpus < 1 and names:
         return [name for name in names for _ in range(int(1 / gpus))]
-    each = int(gpus)
+    each = max(1, int(gpus))
     groups = [",".join(names[n : n + each]) for n in range(0, len(names) - each + 1, each)]
     if not groups:
         raise ValueError(
@@ -163,12 +163,18 @@ class Cluster:
         )
         self._running: dict[Any, str] = {}
         self._cpus = cpus
+        self._told = False
 
     @property
     def jobs(self) -> int:
-        """How many cells all its nodes hold together, at least 1."""
+        """How many cells all its nodes hold together, at least 1: a node may come."""
         total = self._ray.cluster_resources()
-        return max(1, int(min(total.get(k, 0) / need for k, need in self._needs.items())))
+        held = int(min(total.get(kind, 0) / need for kind, need in self._needs.items()))
+        if not held and not self._told:
+            self._told = True
+            needs = ", ".join(f"{need:g} {kind}" for kind, need in self._needs.items())
+            print(f"the cluster has no room for a cell ({needs}); waiting for a node", flush=True)
+        return max(1, held)
 
     def room(self) -> int:
         """How many more cells can be handed over; a few wait there for a node that comes."""

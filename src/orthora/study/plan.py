@@ -66,6 +66,7 @@ def plan(spec: StudySpec) -> list[Cell]:
     """
     base = read_toml(spec.base) | spec.settings
     base.pop("out", None)
+    base["threads"] = base.get("threads") or spec.cpus  # sums depend on it
     _check_keys(spec)
     cells: list[Cell] = []
     seen: dict[str, tuple[int, Cell]] = {}
@@ -83,6 +84,7 @@ def plan(spec: StudySpec) -> list[Cell]:
             cells.append(cell)
     _check_fair(spec, cells)
     kept = _without_excluded(spec, cells)
+    _check_seeds(kept)
     if not kept:
         raise ValueError("the grid is empty: everything is excluded")
     kept.sort(key=lambda cell: cell.seed)
@@ -166,6 +168,28 @@ def _check_fair(spec: StudySpec, cells: Sequence[Cell]) -> None:
         theirs = {_key(rest) for rest in others}
         if mine != theirs:
             raise ValueError(_unfair(first, by[first], method, others))
+
+
+def _check_seeds(cells: Sequence[Cell]) -> None:
+    """All settings have the same seeds.
+
+    Raises:
+        ValueError: naming a setting whose seeds are others.
+    """
+    by: dict[str, set[int]] = {}
+    names: dict[str, str] = {}
+    for cell in cells:
+        rest = _key({key: value for key, value in cell.settings.items() if key != "seed"})
+        by.setdefault(rest, set()).add(cell.seed)
+        names[rest] = cell.name
+    whole = set().union(*by.values())
+    for rest, seeds in by.items():
+        if seeds != whole:
+            lacks = ", ".join(map(str, sorted(whole - seeds)))
+            raise ValueError(
+                f"seeds are paired, and the setting of {names[rest]} lacks seeds {lacks}; give all "
+                "settings the same seeds"
+            )
 
 
 def _key(settings: Settings) -> str:

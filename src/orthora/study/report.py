@@ -8,6 +8,7 @@ from pathlib import Path
 from orthora.figures.files import save
 from orthora.figures.html import drawing_html, text_table_html
 from orthora.figures.tables import TextTable
+from orthora.methods import compose
 from orthora.report import page_of
 from orthora.store import write_atomic, write_json
 from orthora.study import drawings, tables
@@ -129,6 +130,12 @@ def _asked(results: Results) -> str:
         "Reference": spec.reference,
         "Margin of equality": f"{spec.margin:g}",
         "Methods may differ in": ", ".join(spec.differences) or "nothing",
+        "Does not take all settings": "; ".join(
+            f"{method}: {says}"
+            for method in dict.fromkeys(record.cell.method for record in results.records)
+            if (says := compose(method).overrides)
+        )
+        or "none",
         "Left out": "; ".join(str(one["reason"]) for one in spec.exclude) or "nothing",
         "Base model": ", ".join(f"{n} {s:.3f}" for n, s in results.base.items()) or "not scored",
     }

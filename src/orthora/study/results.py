@@ -1,5 +1,7 @@
 """What the cells of a study gave, as values."""
 
+import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -9,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from orthora.checkpoint import json_object
-from orthora.store import read_metrics
 from orthora.study.arms import Arm, arms_of
 from orthora.study.folder import Work, base_name, check_owner, evaluations_of, works
 from orthora.study.job import evaluation_folder
 from orthora.study.plan import Cell, plan
 from orthora.study.spec import StudySpec
 
-OWN = "held-out"
-"""Name of the score that a run makes itself (``eval_problems``), where there are no evaluations."""
 _LIMIT = 10**7
+_SOLVED = 0.5
+"""Share of right answers above which a run without a signal has solved its problems, not failed."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Record:
         reason: why it failed, or None.
         by_training: training itself ended it.
         step: training step of what was scored.
-        scores: pass@1 by evaluation, exact; of a run that training ended before a checkpoint, 0.
+        scores: pass@1 by evaluation, exact, of a run that finished or that training ended; of one
+            that training ended before a checkpoint, 0, if it did not end with all answers right.
         numbers: ``kl_update``, ``kl_base``, ``first_norm``, ``peak_grad``, ``end_pass_rate``.
         pass_rates: share of right answers at every training step.
         seconds: of its training.
@@ -59,17 +61,32 @@ class Results:
     Attributes:
         spec: the study.
         records: in the plan's order.
-        base: pass@1 of the base model by evaluation, the mean over base models.
+        bases: pass@1 of every base model by evaluation, as far as it is known, by model.
     """
 
     spec: StudySpec
     records: Sequence[Record]
-    base: Mapping[str, float]
+    bases: Mapping[str, Mapping[str, float]]
+
+    @property
+    def base(self) -> Mapping[str, float]:
+        """Pass@1 of the base model by evaluation; of several models, their mean."""
+        names = dict.fromkeys(name for scores in self.bases.values() for name in scores)
+        found = {name: [one[name] for one in self.bases.values() if name in one] for name in names}
+        return {
+            name: math.fsum(values) / len(values)
+            for name, values in found.items()
+            if len(values) == len(self.bases)
+        }
+
+    def base_of(self, record: Record) -> float | None:
+        """What a run's own base model scores; None where that is not known."""
+        return self.bases.get(record.cell.settings["model"], {}).get(self.reported)
 
     @property
     def evaluations(self) -> list[str]:
         """Names of the scores."""
-        return list(self.spec.evaluations) or [OWN]
+        return list(self.spec.evaluations)
 
     @property
     def reported(self) -> str:
@@ -89,7 +106,7 @@ class Results:
 
 def score_name(evaluations: Sequence[str]) -> str:
     """Of a score that is the mean of some evaluations."""
-    return " and ".join(evaluations) or OWN
+    return " and ".join(evaluations)
 
 
 def _with_means(spec: StudySpec, scores: dict[str, Fraction]) -> dict[str, Fraction]:
@@ -111,27 +128,20 @@ def load_results(spec: StudySpec) -> Results:
     check_owner(spec)
     if not spec.folder.is_dir():
         raise ValueError(f"{spec.folder} does not exist; run the study first: orthora study run")
-    arms = arms_of(cells)
+    arms = arms_of(spec, cells)
     found = works(spec, cells)
     records = [_record(spec, work, arms[work.cell.name]) for work in found if work.cell]
-    return Results(spec, records, _base(spec, cells))
+    return Results(spec, records, _bases(spec, cells))
 
 
-def _base(spec: StudySpec, cells: Sequence[Cell]) -> dict[str, float]:
-    """Scores of the base models; where a study has no evaluations, those of its runs."""
-    models = dict.fromkeys(cell.settings["model"] for cell in cells)
-    found: dict[str, list[float]] = {}
-    for model in models:
-        run = spec.folder / "runs" / base_name(model, models)
-        for name, score in _with_means(spec, _scores(run, evaluations_of(spec))).items():
-            found.setdefault(name, []).append(float(score))
-    if not spec.evaluations:
-        for cell in cells:
-            file = spec.folder / "runs" / cell.name / "result.json"
-            own = json_object(file).get("base_evaluation") if file.is_file() else None
-            if own:
-                found.setdefault(OWN, []).append(own["pass_at_1"])
-    return {name: math.fsum(values) / len(values) for name, values in found.items()}
+def _bases(spec: StudySpec, cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
+    """Scores of the base models."""
+    evaluations = evaluations_of(spec)
+    found = {}
+    for model in dict.fromkeys(cell.settings["model"] for cell in cells):
+        scores = _scores(spec.folder / "runs" / base_name(model), evaluations)
+        found[model] = {n: float(score) for n, score in _with_means(spec, scores).items()}
+    return found
 
 
 def _scores(run: Path, evaluations: Mapping[str, dict[str, Any]]) -> dict[str, Fraction]:
@@ -154,26 +164,26 @@ def _record(spec: StudySpec, work: Work, arm: Arm) -> Record:
     run, ending = work.job.run, work.ending
     result: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
-    scores: dict[str, Fraction] = {}
     if ending is not None:
         if (run / "result.json").is_file():
             result = json_object(run / "result.json")
         if (run / "metrics.jsonl").is_file():
-            rows = read_metrics(run / "metrics.jsonl")
-        scores = _scores(run, work.job.evaluations)
-        if not work.job.evaluations and result.get("evaluation"):
-            scores = {OWN: exact(result["evaluation"]["pass_at_1"])}
-        if ending.by_training and ending.scored_step is None:
-            scores = dict.fromkeys(work.job.evaluations or [OWN], Fraction(0))
-        scores = _with_means(spec, scores)
+            rows = _whole_rows(run / "metrics.jsonl")
     rates = [row["pass_rate"] for row in rows if row.get("pass_rate") is not None]
     late = rates[-max(1, len(rates) // 10) :]
+    end = math.fsum(late) / len(late) if late else None
+    scores: dict[str, Fraction] = {}
+    if ending is not None and (ending.state == "finished" or ending.by_training):
+        scores = _scores(run, work.job.evaluations)
+        if ending.scored_step is None and (end is None or end < _SOLVED):
+            scores = dict.fromkeys(work.job.evaluations, Fraction(0))
+        scores = _with_means(spec, scores)
     numbers = {
         "kl_update": result.get("mean_kl_update"),
         "kl_base": result.get("kl_base"),
         "first_norm": result.get("first_update_norm"),
         "peak_grad": result.get("peak_grad_norm"),
-        "end_pass_rate": math.fsum(late) / len(late) if late else None,
+        "end_pass_rate": end,
     }
     return Record(
         work.cell,
@@ -190,9 +200,14 @@ def _record(spec: StudySpec, work: Work, arm: Arm) -> Record:
     )
 
 
+BASE = "base model"
+"""Of the first row of the result table, which has the base model's scores."""
+
+
 def rows_of(results: Results) -> list[dict[str, Any]]:
     """One row per cell of everything that is the same however often the study was interrupted."""
     rows = []
+    base = {f"pass_at_1/{name}": results.base.get(name) for name in results.evaluations}
     for one in results.records:
         row: dict[str, Any] = {
             "cell": one.cell.name,
@@ -210,17 +225,24 @@ def rows_of(results: Results) -> list[dict[str, Any]]:
             for name in results.evaluations
         }
         rows.append(row | dict(one.numbers))
+    return [dict.fromkeys(rows[0]) | {"cell": BASE} | base, *rows] if rows else []
+
+
+def _whole_rows(file: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics log but for one that a kill has torn."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
     return rows
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as CSV; numbers are written so that they read back to the same bits."""
-    lines = [",".join(rows[0])] if rows else []
-    lines += [",".join(_cell(value) for value in row.values()) for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return json.dumps(value) if isinstance(value, str) and "," in value else str(value)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()

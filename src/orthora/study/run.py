@@ -22,12 +22,14 @@ class Outcome:
     """How a study stands after it was run.
 
     Attributes:
-        finished: cells that finished.
+        finished: cells and base models that finished.
         failed: names of those that failed, with the reason.
+        by_training: those among them that training itself ended: outcomes, not faults.
     """
 
     finished: int
     failed: dict[str, str]
+    by_training: frozenset[str]
 
 
 def run_study(
@@ -50,12 +52,17 @@ def run_study(
         jobs: cells at a time on this machine; 0 takes as many as its cores or GPUs allow.
         ray: address of a Ray cluster, instead of this machine.
         retry_failed: try cells again that failed, but for those that training itself ended.
-        limit: cells to do now, at most; 0 does all.
+        limit: cells and base models to do now, at most; 0 does all.
+
+    A script that calls this needs ``if __name__ == "__main__"`` around the call, as everything does
+    that starts processes by multiprocessing.
 
     Raises:
         ValueError: a bad study, a folder of another one, a missing model or data, a cluster that
             does not answer. Nothing that is done is lost.
     """
+    if jobs < 0 or limit < 0:
+        raise ValueError(f"jobs {jobs} and limit {limit} must be at least 0")
     cells = plan(spec)
     check_claims(spec, cells)
     check_owner(spec)
@@ -66,7 +73,8 @@ def run_study(
             print(f"{len(taken)} cells taken from {', '.join(spec.reuse)}", flush=True)
         todo = [work for work in found if not work.complete or (retry_failed and _again(work))]
         todo = todo[:limit] if limit else todo
-        ended = states([work for work in found if work not in todo])
+        names = {work.job.name for work in todo}
+        ended = states([work for work in found if work.job.name not in names])
         total = sum(ended.values()) + len(todo)
         if todo:
             place: Place = (
@@ -79,7 +87,11 @@ def run_study(
         for work in found
         if work.ending and work.ending.state == "failed"
     }
-    return Outcome(sum(bool(w.ending and w.ending.state == "finished") for w in found), failed)
+    return Outcome(
+        sum(bool(work.ending and work.ending.state == "finished") for work in found),
+        failed,
+        frozenset(w.job.name for w in found if w.ending and w.ending.by_training),
+    )
 
 
 def _again(work: Work) -> bool:
@@ -92,11 +104,11 @@ def _run_all(spec: StudySpec, todo: list[Work], place: Place, view: View) -> Non
     """Start what there is room for, until all have ended."""
     waiting, by_name = deque(todo), {work.job.name: work for work in todo}
     losses = dict.fromkeys(by_name, 0)
-    for work in todo:
-        (work.job.cell / ENDING).unlink(missing_ok=True)
     while waiting or view.running:
         while waiting and place.room() > 0:
             work = waiting.popleft()
+            if not losses[work.job.name]:
+                (work.job.cell / ENDING).unlink(missing_ok=True)
             view.started(work)
             place.start(work.job)
         for name, lost in place.ended():

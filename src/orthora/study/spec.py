@@ -1,6 +1,7 @@
 """A study as its file says it: a base, a grid, what is measured, and what is claimed."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +23,7 @@ class ClaimConfig(Strict):
     """The claim, in words."""
     kind: Kind
     """``worse``, ``better``: every one of ``methods`` against ``than``. ``order``: ``methods`` from
-    the best, the last may equal the one before. ``collapses``: runs end below half the base model.
+    the best, the last may equal the one before. ``collapses``: most runs end below half the base.
     ``stabler``: each of ``methods`` against its partner in ``than``, over the whole sweep.
     ``equal``: ``methods`` at their own best rates. ``no-sweep``: adaptive-kl against the swept
     best of the same method."""
@@ -57,7 +58,7 @@ class StudySpec(Strict):
     """Cells to leave out: those that have all of a table's settings; ``reason`` says why."""
     differences: list[str] = Field(default_factory=list)
     """Settings in which methods may differ, beside the method itself."""
-    evaluations: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    evaluations: dict[str, dict[str, Any]] = Field(min_length=1)
     """Name -> settings of ``orthora eval`` (``preset`` names one to begin with), done with every
     run's adapter and with the base model."""
     select: str | list[str] | None = None
@@ -78,7 +79,7 @@ class StudySpec(Strict):
     cpus: int = Field(1, ge=1)
     """Cores that a run needs: its ``threads`` should be as many."""
     gpus: float = Field(0.0, ge=0)
-    """GPUs that a run needs; below 1, runs share one."""
+    """GPUs that a run needs: a whole number, or below 1 where runs share one."""
     retries: int = Field(3, ge=0)
     """Times that a run goes on from its checkpoint after its process or node was lost."""
     keep_checkpoints: bool = False
@@ -89,6 +90,23 @@ class StudySpec(Strict):
     flops_per_second: float | None = Field(None, gt=0)
     """That a cell's device really delivers, for the same; left out, no time is estimated before a
     run has finished."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus {gpus:g} is no whole number and not below 1")
+        return gpus
+
+    @field_validator("evaluations")
+    @classmethod
+    def _plain_names(cls, table: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in table:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+                raise ValueError(
+                    f"evaluation {name!r} is no plain name: letters, digits, '.', '-', '_'"
+                )
+        return table
 
     @field_validator("reference")
     @classmethod
@@ -101,11 +119,11 @@ class StudySpec(Strict):
         return Path(self.out or f"runs/{self.name}")
 
     def reported(self) -> tuple[str, ...]:
-        """The evaluations whose mean is reported; none is the run's own score."""
+        """The evaluations whose mean is reported."""
         return _listed(self.report) or tuple(self.evaluations)[:1]
 
     def selected(self) -> tuple[str, ...]:
-        """The evaluations by whose mean rates are picked; none is the run's own score."""
+        """The evaluations by whose mean rates are picked."""
         return _listed(self.select) or self.reported()
 
 
@@ -122,7 +140,7 @@ def load_study(file: str | Path) -> StudySpec:
     Raises:
         ValueError: naming what is wrong, with the nearest known key.
     """
-    path = Path(file)
+    path = Path(file).expanduser()
     if not path.is_file():
         raise ValueError(
             f"no study file {str(file)!r}; give a TOML file, such as those in studies/"
@@ -133,6 +151,8 @@ def load_study(file: str | Path) -> StudySpec:
         table["claims"] = [
             _nested(ClaimConfig, claim, f"claim {place}") for place, claim in enumerate(claims, 1)
         ]
+    if not table.get("evaluations"):
+        raise ValueError("a study needs an evaluation of its runs, such as [evaluations.test]")
     spec = build(StudySpec, table)
     _check_named(spec)
     for name in spec.evaluations:
@@ -142,6 +162,8 @@ def load_study(file: str | Path) -> StudySpec:
 
 
 def _nested(kind: type[Strict], table: Any, where: str) -> Any:
+    if not isinstance(table, dict):
+        raise ValueError(f"{where} is {table!r}, not a table with says, kind, methods")
     try:
         return build(kind, table)
     except ValueError as error:
@@ -166,13 +188,15 @@ def evaluation_of(spec: StudySpec, name: str) -> EvalConfig:
     Raises:
         ValueError: naming the evaluation and what is wrong with it.
     """
-    table = dict(spec.evaluations[name])
-    preset = table.pop("preset", None)
-    for key in _FIXED:
-        if key in table:
-            raise ValueError(f"evaluation {name!r}: {key} is set by the study; leave it out")
-    table = (read_toml(preset) if preset else {}) | table
+    own = dict(spec.evaluations[name])
+    preset = own.pop("preset", None)
+    if preset is not None and not isinstance(preset, str):
+        raise ValueError(f"evaluation {name!r}: preset {preset!r} is no name")
     try:
+        table = (read_toml(preset) if preset else {}) | own
+        for key in _FIXED:
+            if key in table:
+                raise ValueError(f"{key} is set by the study; leave it out")
         return build(EvalConfig, {"model": "tiny"} | table)
     except ValueError as error:
         raise ValueError(f"evaluation {name!r}: {error}") from error

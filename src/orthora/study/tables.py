@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from orthora.figures.tables import TextTable
 from orthora.runs import rate_text
 from orthora.study.claims import Verdict
-from orthora.study.compare import Comparisons, Estimate, Paired, Tuned, estimate
+from orthora.study.compare import Comparisons, Paired, Tuned
+from orthora.study.estimates import Estimate, estimate
 from orthora.study.matched import SHARES, at_equal_norm, at_equal_steps
 from orthora.study.results import Results
 from orthora.study.view import duration
@@ -27,15 +28,15 @@ def claims(found: Sequence[Verdict]) -> TextTable:
     """A verdict per claim."""
     rows = [(one.claim.says, one.ruling, one.claim.source or _DASH) for one in found]
     says = (
-        "Clear differences alone count: the joint 95 % interval of a claim's comparisons excludes "
-        "0. The numbers stand below the table."
+        "A claim holds if each of its comparisons bears it out at 95 %; that one of them speaks "
+        "against it is judged by their joint intervals. The numbers stand below the table."
     )
     return TextTable("Claims", ("claim", "verdict", "made in"), tuple(rows), (says,))
 
 
 def best_rates(found: Comparisons) -> TextTable:
     """Every arm at its own best learning rate."""
-    family = {one.arm: one for one in found.against_reference("tuned")}
+    family = {one.arm: one for one in found.against_reference("tuned") if one.alone.seeds}
     rows = []
     for label, tuned in _sorted(found):
         picks = ", ".join(f"{rate_text(r)} ({n})" for r, n in sorted(tuned.picks.items()))
@@ -49,8 +50,8 @@ def best_rates(found: Comparisons) -> TextTable:
             f"{math.fsum(known) / len(known):.3g}" if known else _DASH,
         )
         rows.append((label, *cells))
-    head = ("arm", "best rate", "picked for (seeds)", "pass@1", "less its reference", "joint",
-            "exact p", "Holm", "KL to base")  # fmt: skip
+    head = ("arm", "best rate", "picked for (seeds)", "pass@1", "less its reference",
+            "with the pick", "joint", "p", "Holm", "KL to base")  # fmt: skip
     say = (
         f"Best rate: by {found.results.selected!r}, all seeds together. For each seed's score the "
         f"other seeds pick the rate; the score is {found.results.reported!r}.",
@@ -59,18 +60,22 @@ def best_rates(found: Comparisons) -> TextTable:
     return TextTable("At their own best rates", head, tuple(rows), say)
 
 
-def _difference(one: Paired | None) -> tuple[str, str, str, str]:
-    if one is None or not one.alone.seeds:
-        return _DASH, _DASH, _DASH, _DASH
-    joint = of_estimate(one.jointly, "+").partition(" ")[2] or _DASH
-    return of_estimate(one.alone, "+"), joint, f"{one.p:.3g}", f"{one.p_holm:.3g}"
+def _difference(one: Paired | None) -> tuple[str, str, str, str, str]:
+    if one is None or not one.plain.seeds:
+        return _DASH, _DASH, _DASH, _DASH, _DASH
+    alone, joint = (
+        of_estimate(interval, "+").partition(" ")[2] or _DASH
+        for interval in (one.alone, one.jointly)
+    )
+    return of_estimate(one.plain, "+"), alone, joint, f"{one.p:.3g}", f"{one.p_holm:.3g}"
 
 
 def _correction(count: int, found: Comparisons) -> str:
     seeds = max((len(tuned.scores) for tuned in found.tuned.values()), default=0)
     least = f"With {seeds} seeds its p can't be below {2.0 ** (1 - seeds):.3g}." if seeds else ""
     return (
-        f"Joint: Bonferroni over {count} comparisons. Exact p: sign-flip test over paired seeds, "
+        "With the pick: an interval that allows for the pick of the rates; joint: the same, for "
+        f"all {count} comparisons together. p: exchange of the arms within seeds, picks repeated, "
         f"two-sided; Holm: corrected for {count}. {least}"
     ).rstrip()
 
@@ -82,7 +87,7 @@ def shared_rates(found: Comparisons) -> TextTable:
     for label in (label for label, _ in _sorted(found) if label in found.fixed):
         cells = []
         for rate in rates:
-            fallen, known = found.collapse_counts(label, rate)
+            fallen, known = found.collapse_counts(label, [rate])
             text = of_estimate(estimate([*found.at(label, rate).values()]))
             cells.append(f"{text} ({fallen} of {known} collapsed)" if fallen else text)
         rows.append((label, *cells))
@@ -98,8 +103,8 @@ def _collapsed_means(results: Results) -> str:
     if base is None:
         return "The base model was not scored, so it is not known which runs collapsed."
     return (
-        f"Collapsed: below half of the base model's {base:.3f}, or ended by training itself "
-        "(no signal left, a loss that is not finite)."
+        f"Collapsed: below half of the base model's {base:.3f}; a run that training itself ended "
+        "counts by its last checkpoint, or as 0."
     )
 
 
@@ -107,18 +112,17 @@ def shared_differences(found: Comparisons) -> TextTable:
     """Every arm against its reference, both at the reference's best rate."""
     rows = []
     family = found.against_reference("shared")
-    for one in family:
-        rate = rate_text(found.tuned[one.than].rate)
+    for one in (one for one in family if one.alone.seeds):
+        rate = rate_text(found.shared_rate(one.arm))
         rows.append((one.arm, one.than, rate, *_difference(one)))
-    head = ("arm", "reference", "rate", "difference", "joint", "exact p", "Holm")
-    say = (_INTERVALS, _correction(len(family), found))
+    head = ("arm", "reference", "rate", "difference", "alone", "joint", "p", "Holm")
+    say = (_INTERVALS, _correction(len(rows), found))
     return TextTable("At the reference's best rate", head, tuple(rows), say)
 
 
 def sensitivity(found: Comparisons) -> TextTable:
     """How much depends on the learning rate."""
     margin, rows = found.results.spec.margin, []
-    base = found.results.base.get(found.results.reported)
     for label, tuned in _sorted(found):
         if label not in found.fixed:
             continue
@@ -126,21 +130,24 @@ def sensitivity(found: Comparisons) -> TextTable:
             rate: estimate([*found.at(label, rate).values()]).mean for rate in found.cells[label]
         }
         means = {rate: mean for rate, mean in means.items() if math.isfinite(mean)}
+        base = {r.cell.name: found.results.base_of(r) for by in found.cells[label].values()
+                for r in by.values()}  # fmt: skip
         best = means.get(tuned.rate, math.nan)
         near = [rate for rate, mean in sorted(means.items()) if mean >= best - margin]
         fallen, known = found.collapse_counts(label)
-        scores = [
-            s for by_seed in found.cells[label].values() for r in by_seed.values()
+        pairs = [
+            (float(s), b) for by_seed in found.cells[label].values() for r in by_seed.values()
             if (s := r.scores.get(found.results.reported)) is not None
+            and (b := base[r.cell.name]) is not None
         ]  # fmt: skip
-        below = sum(float(score) < base for score in scores) if base is not None else None
+        below = sum(score < own for score, own in pairs)
         rows.append((
             label,
-            of_estimate(estimate([*found.scores(label, "sweep").values()])),
+            of_estimate(estimate([*found.sweep(label).values()])),
             f"{min(means.values()):.3f}" if means else _DASH,
             ", ".join(map(rate_text, near)) or _DASH,
             f"{fallen} of {known}" if known else _DASH,
-            _DASH if below is None else f"{below} of {len(scores)}",
+            f"{below} of {len(pairs)}" if pairs else _DASH,
         ))  # fmt: skip
     head = ("arm", "mean over rates", "worst rate", f"rates within {margin:g} of the best",
             "collapsed", "below the base model")  # fmt: skip

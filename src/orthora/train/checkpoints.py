@@ -35,6 +35,11 @@ from orthora.trained import step_of as step_of
 _SURPLUS = "surplus.pt"
 
 
+def is_saved(trainer: Any) -> bool:
+    """Whether there is a checkpoint of this step already, with a marker."""
+    return (_folder(trainer) / MARKER).is_file()
+
+
 def complete(trainer: Any) -> None:
     """Write the exact state into the checkpoint that was just saved, then its marker; rotate.
 
@@ -68,7 +73,11 @@ def complete(trainer: Any) -> None:
                     "setting": asdict(trainer.steering.setting),
                     "lr_scale": trainer.lr_scale,
                     "upkeep": values,
-                    "files": {f.name: f.stat().st_size for f in folder.iterdir() if f.is_file()},
+                    "files": {
+                        file.name: file.stat().st_size
+                        for file in folder.iterdir()
+                        if file.is_file() and file.name != MARKER
+                    },
                     "config": trainer._config.model_dump(mode="json"),
                 },
             )

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orthora.failures import NoSignal
 from orthora.sampling import Response
-from orthora.train.failures import NoSignal
 from orthora.train.rewards import Judge, Judged, overlong_penalty
 from orthora.train.rollouts import Answer, Group, Stream
 from orthora.train.world import World
@@ -199,7 +199,7 @@ class Collector:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs."""
-        return {"drawn": self.stream.drawn, "surplus": self.surplus, "idle": self.idle}
+        return {"drawn": self.stream.drawn, "surplus": [*self.surplus], "idle": self.idle}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from orthora import store
 from orthora.config import TrainConfig
 from orthora.evaluate import EvalResult
-from orthora.train.failures import TrainingFailed
+from orthora.failures import TrainingFailed
 from orthora.train.loading import Parts
 from orthora.train.trainer import Metrics
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from orthora.config import TrainConfig
+from orthora.failures import NotFinite
 from orthora.train.control import Setting, decide, law_of
-from orthora.train.failures import NotFinite
 from orthora.train.optimizers import scale_learning_rate, set_learning_rate
 from orthora.train.snapshot import Snapshot
 

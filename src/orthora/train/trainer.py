@@ -19,12 +19,12 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from orthora.adapters import base_policy, folds_exactly, orthogonality
 from orthora.config import TrainConfig
+from orthora.failures import NoSignal, NotFinite
 from orthora.methods import compose
 from orthora.train import checkpoints
 from orthora.train.callbacks import Upkeep
 from orthora.train.collect import Collector, Rollout
 from orthora.train.engines import SharedEngine, TransformersEngine, serve_merged_weights
-from orthora.train.failures import NoSignal, NotFinite
 from orthora.train.geometry import Geometry
 from orthora.train.loading import Parts
 from orthora.train.losses import total_loss
@@ -194,11 +194,16 @@ class RLVRTrainer(GRPOTrainer):
         self._position = 0
 
     def _collect(self) -> Rollout:
-        """The next rollout; where there is none, what was trained so far is kept."""
+        """The next rollout; where there is none, what was trained so far is kept.
+
+        It is kept as it was before the rollout: a run that is resumed there ends in the same way.
+        """
+        before = self.collector.state()
         try:
             return self.collector.collect()
         except NoSignal:
-            if self.state.global_step:
+            self.collector.load(before)
+            if self.state.global_step and not checkpoints.is_saved(self):
                 self._save_checkpoint(self.model, None)
             raise
 

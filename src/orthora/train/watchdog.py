@@ -10,8 +10,8 @@ from typing import Any
 
 from orthora import store
 from orthora.config import TrainConfig
+from orthora.failures import TrainingFailed
 from orthora.train import checkpoints
-from orthora.train.failures import TrainingFailed
 from orthora.train.world import World
 from orthora.watch import Alarm, alarms, parse
 

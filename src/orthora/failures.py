@@ -6,7 +6,7 @@ class TrainingFailed(ValueError):
 
 
 class NotFinite(TrainingFailed):
-    """A loss, a gradient or the policy's scores are NaN or infinite."""
+    """A loss, a gradient, or the policy's logits or scores are NaN or infinite."""
 
 
 class NoSignal(TrainingFailed):
