@@ -26,7 +26,7 @@ def test_the_command_line_is_frozen():
     """A new flag is a decision: it is a config field, and it is listed here."""
     assert sorted(COMMANDS) == [
         "compare", "contamination", "demo", "eval", "export", "figure", "init", "measure",
-        "methods", "probe", "report", "rescore", "theory", "train",
+        "methods", "probe", "report", "rescore", "study", "theory", "train",
     ]  # fmt: skip
     assert len(TrainConfig.model_fields) == 92
 

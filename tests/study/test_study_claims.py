@@ -424,7 +424,6 @@ def test_no_sweep_without_anything_swept_is_open():
     assert verdicts(found)[0].ruling == OPEN
 
 
-@pytest.mark.xfail(strict=True, reason="the swept arm is the plain one, whatever else is unusual")
 def test_no_sweep_is_told_of_a_swept_arm_in_the_same_settings():
     usual = arm("rlpo", {LOW: 0.4, MIDDLE: 0.5, HIGH: 0.6})
     rank = {"rank": 1}

@@ -23,7 +23,7 @@ import orthora.stats
 from orthora.store import write_json
 from orthora.study import StudySpec, plan
 from orthora.study.compare import Comparisons, Paired
-from orthora.study.estimates import Estimate, estimate, exchange_p, retuned
+from orthora.study.estimates import Estimate, estimate, exchange_p
 from orthora.study.folder import base_name, evaluations_of
 from orthora.study.job import Ending, evaluation_folder
 from orthora.study.results import BASE, as_csv, exact, load_results, rows_of
@@ -600,7 +600,9 @@ def test_without_a_base_score_the_collapsed_are_not_all_that_count():
 # Families
 
 
-T_7 = {0.05: 2.364624, 0.01: 3.499483, 0.02: 2.997952}
+T_7 = {
+    0.05: 2.364624, 0.0125: 3.335295, 0.01: 3.499483, 0.0025: 4.594638, 0.02: 2.997952,
+}  # fmt: skip
 """Student's quantiles at 7 degrees of freedom, two-sided, from tables."""
 
 
@@ -644,15 +646,17 @@ def test_families_by_formula(view: Any):
     pairs = [(method, "lora") for method in METHODS[1:]]
     family = found.family(pairs, view)
     ps = []
+    picks = len(RATES) if view == "shared" else 1  # the rate was picked from so many
     for (arm, than), one in zip(pairs, family, strict=True):
         a, b = found.pair(arm, than, view)
         d = [a[seed] - b[seed] for seed in range(8)]
         assert (one.arm, one.than, one.alone.seeds) == (arm, than, 8)
         assert one.alone.mean == one.jointly.mean == pytest.approx(float(sum(d) / 8))
-        assert (one.alone.low, one.alone.high) == pytest.approx(t_bounds(d, 0.05), rel=1e-6)
-        assert (one.jointly.low, one.jointly.high) == pytest.approx(t_bounds(d, 0.01), rel=1e-6)
-        assert one.plain == one.alone
-        ps.append(one_sided_tail([int(value * 4096) for value in d]))
+        for interval, level in ((one.plain, 0.05), (one.alone, 0.05 / picks),
+                                (one.jointly, 0.01 / picks)):  # fmt: skip
+            low, high = t_bounds(d, level)
+            assert (interval.low, interval.high) == pytest.approx((low, high), rel=1e-6)
+        ps.append(min(1.0, picks * one_sided_tail([int(value * 4096) for value in d])))
     assert [one.p for one in family] == pytest.approx(ps)
     assert [one.p_holm for one in family] == pytest.approx(step_down(ps))
 
@@ -741,14 +745,6 @@ def test_many_seeds_are_exchanged_at_random():
     assert abs(drawn_p - exact_p) < 4 * math.sqrt(exact_p * (1 - exact_p) / 20_000)
     assert exchange_p(lambda flips: (1 - 2 * flips).sum(axis=1), 60) == 1 / 20_000
     assert drawn_p == exchange_p(lambda flips: (1 - 2 * flips) @ d, 14)
-
-
-def test_what_both_lack_of_rates_can_not_be_picked():
-    one = np.array([[0.5, 0.5, 0.5]])
-    other = np.array([[0.1, 0.1, 0.1], [0.9, 0.9, 0.9]])
-    flips = np.array([[0, 0, 0], [1, 1, 1], [1, 0, 0]])
-    found = retuned(flips, (one, one), (other, other))
-    assert found == pytest.approx([0.5 - 0.9, 0.9 - 0.5, (0.1 + 0.5 + 0.5 - 0.5 - 0.1 - 0.1) / 3])
 
 
 def test_a_family_of_one_is_not_corrected():
@@ -950,10 +946,6 @@ def at_most(level: float, trials: int = STUDIES) -> float:
 SLOW = pytest.mark.slow
 
 
-UNTOLD = (
-    "where rates are alike, the spread over seeds does not show how uncertain the reference's pick "
-    "is, neither in the interval nor in the exchange of given differences"
-)
 CASES = {
     "best rate clear, tuned": (CLEAR, "tuned"),
     "best rate clear, shared": (CLEAR, "shared"),
@@ -962,21 +954,16 @@ CASES = {
 }
 
 
-def each_case(*marks: pytest.MarkDecorator) -> pytest.MarkDecorator:
-    """Null studies; marks are for the last, where rates are equal in the shared view."""
+def each_case() -> pytest.MarkDecorator:
+    """Null studies; those with equal rates take longer."""
     rows = [
-        pytest.param(
-            means,
-            view,
-            marks=[*([SLOW] if means == EQUAL else []), *(marks if name == [*CASES][-1] else ())],
-            id=name,
-        )
+        pytest.param(means, view, marks=[SLOW] if means == EQUAL else [], id=name)
         for name, (means, view) in CASES.items()
     ]
     return pytest.mark.parametrize(("means", "view"), rows)
 
 
-@each_case(pytest.mark.xfail(strict=True, reason=UNTOLD))
+@each_case()
 def test_studies_without_a_difference_rarely_show_one(means: Sequence[float], view: str):
     errors = null(means)[view]
     print(errors)
@@ -1025,12 +1012,6 @@ def steered(generator: np.random.Generator, means: Sequence[float], ahead: float
     return found.family([("rlpo, adaptive-kl", "rlpo")], "tuned")[0]
 
 
-ROWS = (
-    "after an exchange a rate of one arm stands for the rate in the same place of the other, and "
-    "those that only one arm has can't be picked"
-)
-
-
 @SLOW
 @pytest.mark.parametrize("means", [CLEAR, EQUAL], ids=["best rate clear", "rates equal"])
 def test_an_arm_without_a_sweep_rarely_differs_in_its_interval_from_one_that_is_as_good(means):
@@ -1040,20 +1021,11 @@ def test_an_arm_without_a_sweep_rarely_differs_in_its_interval_from_one_that_is_
     assert np.mean(np.abs(signs)) <= at_most(0.05, 400)
 
 
-@SLOW
-@pytest.mark.xfail(strict=True, reason=ROWS)
-def test_an_arm_without_a_sweep_rarely_has_a_low_p_against_one_that_is_as_good():
-    generator = np.random.default_rng(15)
-    low = np.mean([steered(generator, EQUAL, 0.0).p <= 0.05 for _ in range(400)])
-    print(low)
-    assert low <= at_most(0.05, 400)
-
-
-@pytest.mark.xfail(strict=True, reason=ROWS)
-def test_an_arm_without_a_sweep_that_is_far_better_has_a_low_p():
+def test_arms_that_were_not_tried_at_the_same_rates_have_no_p():
     one = steered(np.random.default_rng(16), CLEAR, 0.2)
     assert one.alone.low > 0.1
-    assert one.p <= 0.05
+    assert math.isnan(one.p)
+    assert math.isnan(one.p_holm)
 
 
 def test_a_large_difference_is_found_in_most_studies():
@@ -1062,7 +1034,8 @@ def test_a_large_difference_is_found_in_most_studies():
     simulated = Simulated()
     for view in ("tuned", "shared"):
         families = [simulated(study).against_reference(view) for study in counts]
-        assert np.mean([family[0].p_holm <= 0.05 for family in families]) > 0.8
+        if view == "tuned":  # 2^-7 x 4 rates x 5 arms is .16
+            assert np.mean([family[0].p_holm <= 0.05 for family in families]) > 0.8
         assert np.mean([family[0].jointly.sign == 1 for family in families]) > 0.8
         others = [any(one.jointly.sign for one in family[1:]) for family in families]
         assert np.mean(others) <= at_most(0.05, len(counts))

@@ -369,10 +369,6 @@ def test_bad_exclusions_are_refused(exclude: list[dict[str, Any]], message: str)
     assert refusal(exclude=exclude) == message
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="exclude compares with values as the config keeps them, not as one gives them",
-)
 @pytest.mark.parametrize(
     ("grid", "exclude"),
     [
@@ -424,9 +420,6 @@ def test_labels_go_by_the_base_and_its_settings_not_by_the_majority():
     }
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a list of the base is compared with the tuple that a default is"
-)
 def test_a_default_that_the_base_writes_out_is_not_in_a_label():
     betas = list(TrainConfig.model_fields["adam_betas"].default)
     grid = GRID | {"adam_betas": [betas, [0.5, 0.9]]}
@@ -519,9 +512,6 @@ def test_claims_about_what_a_study_has_are_let_pass():
     check_claims(spec, plan(spec))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="than may not name an arm twice, also where it names partners one by one"
-)
 def test_two_arms_may_have_one_partner():
     spec = study(
         GRID,
@@ -685,7 +675,6 @@ def test_a_key_of_another_config_is_told_without_a_command_that_there_is_not(wri
         load_study(written(f'{HEAD}{AXES}{TESTED}[[claims]]\nmodel = "x"\n'))
 
 
-@pytest.mark.xfail(strict=True, reason="evaluations are asked for before keys are looked at")
 def test_evaluations_that_are_misspelt_are_pointed_out(written):
     with pytest.raises(ValueError, match="Did you mean 'evaluations'"):
         load_study(written(f"{HEAD}{AXES}[evaluatons.test]\n{ARITHMETIC}"))

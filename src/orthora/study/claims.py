@@ -303,8 +303,8 @@ def _sentence(one: Paired, view: View, found: Comparisons) -> str:
     joint = ""
     if one.jointly.known:
         joint = f"; jointly {one.jointly.low:+.3f} to {one.jointly.high:+.3f}"
-    exact = f"p {one.p:.3g}, with Holm {one.p_holm:.3g}"
-    return f"{one.arm} less {one.than}, {where}: {_text(one.alone)}{joint}; {exact}."
+    test = f"; p {one.p:.3g}, with Holm {one.p_holm:.3g}" if math.isfinite(one.p) else ""
+    return f"{one.arm} less {one.than}, {where}: {_text(one.alone)}{joint}{test}."
 
 
 def _text(one: Estimate) -> str:

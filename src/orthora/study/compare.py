@@ -6,7 +6,9 @@ the rate that the reference picks so. *Sweep*: the mean over all rates that both
 
 Seeds agree in what they pick, so that the spread over seeds does not show how uncertain the pick
 is. The interval of a tuned difference is therefore taken over all rates that the *other* arm might
-have been given, and the test picks anew for every exchange of the arms' cells.
+have been given, and the test picks anew for every exchange of the arms' cells. A shared rate is
+the reference's alone: the level is divided by the number of rates that it was picked from, so that
+it holds for whichever it is.
 """
 
 import math
@@ -37,12 +39,14 @@ class Paired:
         arm: label of the first.
         than: label of the second, which is subtracted.
         plain: mean with its own 95 % t interval over seeds, as if the rates had been given.
-        alone: the same mean with an interval that allows for the pick of the rates (tuned view):
-            from the lowest lower bound of the first arm less the second at any of its rates, to the
-            highest upper bound of the first at any of its rates less the second.
+        alone: the same mean with an interval that allows for the pick of the rate. Tuned: from the
+            lowest lower bound of the first arm less the second at any of its rates, to the highest
+            upper bound of the first at any of its rates less the second. Shared: at the level for
+            all rates together.
         jointly: the same, such that all of the family hold together with 95 % (Bonferroni).
-        p: two-sided test by exchange of the arms within seeds, picks repeated; exact up to 12
-            seeds, and then never below 2^(1 - seeds), beyond them by 20,000 random exchanges.
+        p: two-sided test by exchange of the arms within seeds, picks repeated (shared: times the
+            number of rates); exact up to 12 seeds, and then never below 2^(1 - seeds), beyond them
+            by 20,000 random exchanges. NaN for tuned arms that were not tried at the same rates.
         p_holm: corrected for the family's comparisons by Holm's method.
     """
 
@@ -196,11 +200,12 @@ class Comparisons:
             self._p(arm, than, view, values) if values else 1.0
             for (arm, than), values in zip(pairs, differences, strict=True)
         ]
-        known = iter(holm([p for p, values in zip(ps, differences, strict=True) if values]))
+        known = iter(holm([p for p, values in zip(ps, differences, strict=True)
+                           if values and p == p]))  # fmt: skip
         found = []
         for (arm, than), values, p in zip(pairs, differences, ps, strict=True):
             levels = [self._interval(arm, than, view, values, level) for level in (LEVEL, joint)]
-            corrected = next(known) if values else 1.0
+            corrected = next(known) if values and p == p else p
             alone, jointly = levels
             found.append(Paired(arm, than, estimate(values), alone, jointly, p, corrected))
         return found
@@ -209,6 +214,8 @@ class Comparisons:
         self, arm: str, than: str, view: View, values: Sequence[Fraction], level: float
     ) -> Estimate:
         """The difference, with an interval that allows for the pick of the rates."""
+        if view == "shared":
+            level = 1 - (1 - level) / self._shared_picks(arm)
         plain = estimate(values, level)
         if view != "tuned" or not plain.known:
             return plain
@@ -220,10 +227,17 @@ class Comparisons:
     def _p(self, arm: str, than: str, view: View, values: Sequence[Fraction]) -> float:
         """Test by exchange of two arms within seeds."""
         if view != "tuned":
-            return exchange_p(lambda flips: (1 - 2 * flips) @ _floats(values), len(values))
+            p = exchange_p(lambda flips: (1 - 2 * flips) @ _floats(values), len(values))
+            return min(1.0, p * (self._shared_picks(arm) if view == "shared" else 1))
+        if [*self._selection(arm)] != [*self._selection(than)]:
+            return math.nan
         seeds = sorted({*self.tuned[arm].scores} & {*self.tuned[than].scores})
         tables = [self._tables(label, seeds) for label in (arm, than)]
         return exchange_p(lambda flips: retuned(flips, *tables), len(seeds))
+
+    def _shared_picks(self, arm: str) -> int:
+        """Number of rates that the shared one was picked from."""
+        return max(1, len(self._selection(self.reference_of(arm) or arm)))
 
     def _tables(self, label: str, seeds: Sequence[int]) -> tuple[Array, Array]:
         """Selection and reported scores of an arm, rates by seeds; NaN where there is none."""

@@ -82,7 +82,7 @@ def exchange_p(statistic: Callable[[Array], Array], seeds: int) -> float:
 
     Returns:
         Two-sided p: of all 2^seeds exchanges up to 12 seeds; of 20,000 random ones beyond, what was
-        seen counted among them.
+        seen counted among them. NaN where cells are missing.
     """
     if seeds <= _EXACT:
         flips = (np.arange(2**seeds)[:, None] >> np.arange(seeds)) & 1
@@ -90,25 +90,21 @@ def exchange_p(statistic: Callable[[Array], Array], seeds: int) -> float:
         flips = np.random.default_rng(0).integers(0, 2, (_DRAWS, seeds))
         flips[0] = 0
     sums = np.abs(statistic(flips))
+    if np.isnan(sums).any():  # cells are missing
+        return math.nan
     return float(np.mean(sums >= sums[0] - _TIE))
 
 
 def retuned(flips: Array, one: tuple[Array, Array], other: tuple[Array, Array]) -> Array:
     """Difference of the tuned means after each exchange, the rates picked anew.
 
-    Arms may have different rates: exchanged are whole columns, every rate of a seed, and rates that
-    an arm lacks can't be picked for it.
+    Exchanged are whole columns, every rate of a seed; both arms have the same rates.
     """
-    rows = max(len(one[0]), len(other[0]))
-    tables = [np.stack([_padded(table, rows) for table in arm]) for arm in (one, other)]
+    tables = [np.stack(arm) for arm in (one, other)]
     swap = flips[:, None, None, :].astype(bool)
     first = np.where(swap, tables[1], tables[0])
     second = np.where(swap, tables[0], tables[1])
     return _tuned_means(first) - _tuned_means(second)
-
-
-def _padded(table: Array, rows: int) -> Array:
-    return np.pad(table, ((0, rows - len(table)), (0, 0)), constant_values=np.nan)
 
 
 def _tuned_means(tables: Array) -> Array:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from orthora.config import TrainConfig, build, read_toml
+from orthora.config.match import parse_match
+from orthora.methods import compose
 from orthora.runs import rate_text
 from orthora.study.spec import StudySpec
 
@@ -222,7 +224,7 @@ def _values(key: str, settings: Sequence[Settings]) -> list[str]:
 
 def _without_excluded(spec: StudySpec, cells: list[Cell]) -> list[Cell]:
     for number, table in enumerate(spec.exclude, 1):
-        wanted = {key: value for key, value in table.items() if key != "reason"}
+        wanted = _canonical({key: value for key, value in table.items() if key != "reason"})
         if not table.get("reason") or not wanted:
             raise ValueError(f"exclude {number} needs settings and a reason")
         left = [cell for cell in cells if not _has(cell, wanted)]
@@ -232,6 +234,22 @@ def _without_excluded(spec: StudySpec, cells: list[Cell]) -> list[Cell]:
     return cells
 
 
+def _canonical(wanted: Settings) -> Settings:
+    """Settings as a run's config has them, of those that people write otherwise."""
+    if isinstance(wanted.get("method"), str):
+        wanted = wanted | {"method": compose(wanted["method"]).name}
+    rate = wanted.get("learning_rate")
+    if isinstance(rate, str) and rate.startswith("match-"):
+        match = parse_match(rate.removeprefix("match-"))
+        wanted = wanted | {"learning_rate": match.rate, "learning_rate_match": str(match)}
+    return wanted
+
+
 def _has(cell: Cell, wanted: Settings) -> bool:
-    fields = TrainConfig.model_fields
-    return all(cell.settings.get(k, fields[k].default) == value for k, value in wanted.items())
+    """Whether a cell has some settings; a default pair is a list here, as in TOML."""
+    for key, value in wanted.items():
+        default = TrainConfig.model_fields[key].default
+        own = cell.settings.get(key, list(default) if isinstance(default, tuple) else default)
+        if own != value:
+            return False
+    return True

@@ -151,7 +151,7 @@ def load_study(file: str | Path) -> StudySpec:
         table["claims"] = [
             _nested(ClaimConfig, claim, f"claim {place}") for place, claim in enumerate(claims, 1)
         ]
-    if not table.get("evaluations"):
+    if not table.get("evaluations") and table.keys() <= StudySpec.model_fields.keys():
         raise ValueError("a study needs an evaluation of its runs, such as [evaluations.test]")
     spec = build(StudySpec, table)
     _check_named(spec)

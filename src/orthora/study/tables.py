@@ -67,7 +67,8 @@ def _difference(one: Paired | None) -> tuple[str, str, str, str, str]:
         of_estimate(interval, "+").partition(" ")[2] or _DASH
         for interval in (one.alone, one.jointly)
     )
-    return of_estimate(one.plain, "+"), alone, joint, f"{one.p:.3g}", f"{one.p_holm:.3g}"
+    p, corrected = (f"{p:.3g}" if math.isfinite(p) else _DASH for p in (one.p, one.p_holm))
+    return of_estimate(one.plain, "+"), alone, joint, p, corrected
 
 
 def _correction(count: int, found: Comparisons) -> str:
@@ -75,8 +76,8 @@ def _correction(count: int, found: Comparisons) -> str:
     least = f"With {seeds} seeds its p can't be below {2.0 ** (1 - seeds):.3g}." if seeds else ""
     return (
         "With the pick: an interval that allows for the pick of the rates; joint: the same, for "
-        f"all {count} comparisons together. p: exchange of the arms within seeds, picks repeated, "
-        f"two-sided; Holm: corrected for {count}. {least}"
+        f"all {count} comparisons together. p: exchange of the arms within seeds, picks allowed "
+        f"for, two-sided; Holm: corrected for {count}. {least}"
     ).rstrip()
 
 
@@ -115,7 +116,7 @@ def shared_differences(found: Comparisons) -> TextTable:
     for one in (one for one in family if one.alone.seeds):
         rate = rate_text(found.shared_rate(one.arm))
         rows.append((one.arm, one.than, rate, *_difference(one)))
-    head = ("arm", "reference", "rate", "difference", "alone", "joint", "p", "Holm")
+    head = ("arm", "reference", "rate", "difference", "with the pick", "joint", "p", "Holm")
     say = (_INTERVALS, _correction(len(rows), found))
     return TextTable("At the reference's best rate", head, tuple(rows), say)
 
