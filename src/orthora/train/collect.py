@@ -102,8 +102,17 @@ class Collector:
         """The next rollout, the same on every process.
 
         Raises:
-            NoSignal: if too few groups with a signal were found, or none for too long.
+            NoSignal: if too few groups with a signal were found, or none for too long. The state is
+                then what it was: a run that is resumed there ends in the same way.
         """
+        before = self.state()
+        try:
+            return self._collect()
+        except NoSignal:
+            self.load(before)
+            raise
+
+    def _collect(self) -> Rollout:
         rules = self.rules
         kept, self.surplus = self.surplus, []
         stale = len(kept)

@@ -194,15 +194,10 @@ class RLVRTrainer(GRPOTrainer):
         self._position = 0
 
     def _collect(self) -> Rollout:
-        """The next rollout; where there is none, what was trained so far is kept.
-
-        It is kept as it was before the rollout: a run that is resumed there ends in the same way.
-        """
-        before = self.collector.state()
+        """The next rollout; where there is none, what was trained so far is kept."""
         try:
             return self.collector.collect()
         except NoSignal:
-            self.collector.load(before)
             if self.state.global_step and not checkpoints.is_saved(self):
                 self._save_checkpoint(self.model, None)
             raise
