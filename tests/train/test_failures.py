@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import orthora
+from orthora import store
 from orthora.config import read_toml
 from orthora.failures import NoSignal, NotFinite, TrainingFailed
 from orthora.train.checkpoints import latest, step_of
@@ -64,3 +65,24 @@ def test_a_mistake_in_the_settings_is_none(tmp_path):
     with pytest.raises(ValueError, match="returned"):
         orthora.train(settings(tmp_path, reward=f"{reward}:broken"), progress=False)
     assert result_of(tmp_path)["ended_by_training"] is False
+
+
+def test_a_run_that_was_killed_while_its_folder_was_made_can_be_resumed(tmp_path, monkeypatch):
+    config = settings(tmp_path, steps=1)
+    real, written, allowed = store.write_atomic, [], []
+
+    def killed(path, text):
+        if len(written) == allowed[-1]:
+            raise KeyboardInterrupt
+        written.append(path)
+        return real(path, text)
+
+    for place in range(4):
+        written.clear()
+        allowed.append(place)
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "write_atomic", killed)
+            with pytest.raises(KeyboardInterrupt):
+                orthora.train(config, progress=False, resume=True)
+    (tmp_path / "run" / ".config.toml.torn").write_text("half")
+    assert orthora.train(config, progress=False, resume=True).status == "finished"

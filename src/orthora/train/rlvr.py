@@ -143,7 +143,7 @@ def _check_resume(config: TrainConfig, out: Path) -> None:
         ValueError: if it is something else, finished, or its config differs, naming the keys.
     """
     if not (out / "config.toml").is_file():
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise ValueError(f"{out} has no config.toml to resume by; choose another out")
         return
     result = out / "result.json"
@@ -170,6 +170,7 @@ def _status(result: Path) -> str:
 def _open_folder(config: TrainConfig, parts: Parts, out: Path, resume: bool) -> Path | None:
     """Write what describes the run; the checkpoint to go on from, to which metrics are cut back."""
     checkpoint = last_good(out) if resume else None
+    store.write_atomic(out / "config.toml", to_toml(config))  # first: a kill leaves what resumes
     metrics = out / "metrics.jsonl"
     if checkpoint is None:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
@@ -183,7 +184,6 @@ def _open_folder(config: TrainConfig, parts: Parts, out: Path, resume: bool) -> 
     story = {"base_fingerprint": base_fingerprint(config.model)}
     story |= store.environment(torch.get_num_threads())
     store.write_json(out / "environment.json", story)
-    store.write_atomic(out / "config.toml", to_toml(config))
     if checkpoint is None:
         store.write_json(out / "problems.json", problems_record(config, parts))
     return checkpoint
