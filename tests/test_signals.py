@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from orthora.signals import terminable
+from orthora.signals import FOLLOW, terminable
 
 
 def send() -> None:
@@ -102,3 +102,21 @@ def test_a_command_that_is_terminated_says_so_in_one_line():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 130
     assert done.stderr == "orthora init: terminated (SIGTERM); the same command goes on\n"
+
+
+def test_a_process_ends_with_the_one_that_it_follows():
+    leader = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    code = "import time; from orthora.signals import follow; follow(); time.sleep(60)"
+    follower = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {FOLLOW: str(leader.pid)},
+        start_new_session=True,
+    )
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            follower.wait(timeout=3)
+        leader.kill()
+        leader.wait()
+        assert follower.wait(timeout=20) == -signal.SIGKILL
+    finally:
+        follower.kill()
