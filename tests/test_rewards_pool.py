@@ -63,19 +63,21 @@ def test_a_timeout_is_a_reason_of_its_own_and_the_worker_is_replaced(pool: Pool)
 def test_a_worker_that_dies_at_its_question_is_an_error_and_is_replaced():
     pool = Pool(1, timeout=GENEROUS)
     assert pool.equal("1+1", "2")[0]
-    (pid,) = pids(pool)
+    killed: list[int] = []
 
     def kill_two() -> None:  # as the kernel does without RAM; it is asked again once
-        first = pid
-        for _ in range(2):
-            time.sleep(0.5)
-            os.kill(first, signal.SIGKILL)
-            while pids(pool) in ([], [first]):
-                time.sleep(0.05)
-            first = pids(pool)[-1]
+        while len(killed) < 2:
+            time.sleep(0.5)  # it is asked as soon as it is ready
+            for worker in tuple(pool._all):
+                if worker.alive() and worker._ready and worker.process.pid not in killed:
+                    time.sleep(0.5)
+                    os.kill(worker.process.pid, signal.SIGKILL)
+                    killed.append(worker.process.pid)
 
-    threading.Thread(target=kill_two).start()
+    killer = threading.Thread(target=kill_two)
+    killer.start()
     assert pool.equal(*ENDLESS) == (False, "symbolic error: the worker ended")
+    killer.join()
     assert pool.equal(r"\sqrt{9}", "3") == EQUAL
     pool.close()
 
