@@ -26,7 +26,7 @@ demo: $(STAMP)  ## DAPO with five initialisations on the embedded model; writes 
 
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 
-test: $(STAMP)  ## the tests (under ten minutes on two cores)
+test: $(STAMP)  ## the tests (a quarter of an hour on two cores)
 	$(PYTEST) -m 'not slow' $(TESTS)
 
 test-slow: $(STAMP)  ## the rest of them: every composition, more kills (as long again)

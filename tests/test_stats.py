@@ -291,30 +291,12 @@ def test_sign_flips_find_a_true_difference():
     [
         ([], "empty"),
         ([Fraction(1, 2), 0.25], "difference 1 is 0.25; pass exact ones"),
-        ([Fraction((-1) ** i, 1009 + i) for i in range(13)], "same number of samples"),
+        ([Fraction(1, p) for p in (100_003, 100_019, -100_043)], "same number of samples"),
     ],
 )
 def test_sign_flips_refuse(differences: list, message: str):
     with pytest.raises(ValueError, match=message):
         sign_flip_p(differences)
-
-
-def test_few_differences_may_have_any_denominators():
-    primes = [Fraction(1, p) for p in (100_003, 100_019, -100_043, 99_991, 3)]
-    assert sign_flip_p(primes) == float(every_sign(primes))
-    assert sign_flip_p([*primes, *[Fraction(0)] * 50]) == float(every_sign(primes))
-    twelve = [Fraction((-1) ** i, 1009 + i) for i in range(12)]  # thirteen are refused
-    assert 0.9 < sign_flip_p(twelve) <= 1
-
-
-@given(st.lists(st.integers(-40, 40).filter(bool), min_size=13, max_size=15))
-@settings(max_examples=10, deadline=None)
-def test_counting_of_many_differences_goes_on_where_that_of_few_ends(differences: list[int]):
-    sizes = np.array(differences)
-    bits = (np.arange(2 ** len(sizes))[:, None] >> np.arange(len(sizes))) & 1
-    sums = np.abs((2 * bits - 1) @ sizes)
-    expected = np.mean(sums >= abs(sizes.sum()))
-    assert sign_flip_p(differences) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("seeds", range(1, 13))

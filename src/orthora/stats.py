@@ -16,9 +16,6 @@ from numpy.typing import NDArray
 _BLOCK = 4_000_000
 """Resampled values held at one time (32 MB)."""
 
-_FEW = 12
-"""Differences whose signs are all gone through, whatever their common denominator."""
-
 _STEPS = 2_000_000_000
 """Additions of one exact test (a few seconds)."""
 
@@ -152,11 +149,6 @@ def sign_flip_p(differences: Iterable[Fraction | int]) -> float:
     # Let the positive terms sum to s: the signed sum is 2 s - total, and is symmetric about 0. The
     # lower tail alone is needed, s <= most.
     most = (sum(sizes) - abs(sum(signed))) // 2
-    if len(sizes) <= _FEW:
-        sums = [0]
-        for size in sizes:
-            sums += [one + size for one in sums]
-        return min(1.0, 2 * sum(one <= most for one in sums) / len(sums))
     if max(len(sizes), 400) * most > _STEPS:
         raise ValueError(
             f"differences need {most} sums over {len(sizes)} problems; give all problems the same "

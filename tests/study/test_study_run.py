@@ -103,6 +103,7 @@ def test_a_killed_worker_is_replaced_and_goes_on_to_the_same_bits(done, tmp_path
     assert results(file) == done[1]
 
 
+@pytest.mark.slow
 def test_a_killed_driver_takes_its_workers_along_and_the_same_command_goes_on(done, tmp_path):
     file = write_study(tmp_path)
     driver = start("run", file, "--jobs", "2")
@@ -118,6 +119,7 @@ def test_a_killed_driver_takes_its_workers_along_and_the_same_command_goes_on(do
     assert results(file) == done[1]
 
 
+@pytest.mark.slow
 def test_an_interrupted_driver_says_how_to_go_on(tmp_path):
     file = write_study(tmp_path)
     driver = start("run", file, "--jobs", "1")
@@ -156,6 +158,7 @@ def test_a_failed_cell_is_kept_with_its_reason_and_the_others_go_on(tmp_path):
     assert stamps(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 def test_a_cell_whose_process_dies_each_time_is_given_up(tmp_path):
     reward = tmp_path / "deadly.py"
     reward.write_text(
@@ -169,6 +172,7 @@ def test_a_cell_whose_process_dies_each_time_is_given_up(tmp_path):
     assert "2 times" in out
 
 
+@pytest.mark.slow
 def test_cells_are_taken_from_another_study_instead_of_being_run(done, tmp_path):
     file = write_study(
         tmp_path, name="other", more=f'reuse = ["{done[0].parent / "out"}"]'
@@ -178,6 +182,7 @@ def test_cells_are_taken_from_another_study_instead_of_being_run(done, tmp_path)
     assert results(file) == done[1]
 
 
+@pytest.mark.slow
 def test_two_drivers_do_not_work_in_one_folder(tmp_path):
     file = write_study(tmp_path)
     driver = start("run", file, "--jobs", "1")

@@ -1,16 +1,14 @@
 """What a study compares: a method with all its settings but learning rate and seed."""
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from orthora.config import TrainConfig, read_toml
+from orthora.config import read_toml
 from orthora.runs import rate_text
 from orthora.study.plan import Cell
 from orthora.study.spec import ClaimConfig, StudySpec
 
 _APART = ("method", "seed", "learning_rate")
-_ADAPTIVE = ("adaptive-kl",)
 
 
 class Arm(NamedTuple):
@@ -32,18 +30,14 @@ class Arm(NamedTuple):
 
 def arms_of(spec: StudySpec, cells: Sequence[Cell]) -> dict[str, Arm]:
     """The arm of every cell, by the cell's name."""
-    fields = TrainConfig.model_fields
-    base = _plain(read_toml(spec.base) | spec.settings)
-    defaults = _plain({key: info.default for key, info in fields.items() if not info.is_required()})
+    base = Cell("", "", read_toml(spec.base) | spec.settings)
     keys = sorted({key for cell in cells for key in cell.settings} - {*_APART})
-    values = {key: [cell.settings.get(key, defaults.get(key)) for cell in cells] for key in keys}
+    values = {key: [cell.get(key) for cell in cells] for key in keys}
     keys = [key for key in keys if any(one != values[key][0] for one in values[key])]
     found = {}
     for place, cell in enumerate(cells):
         words = [
-            _words(key, values[key][place])
-            for key in keys
-            if values[key][place] != base.get(key, defaults.get(key))
+            _words(key, values[key][place]) for key in keys if values[key][place] != base.get(key)
         ]
         rest = ", ".join(words)
         label = ", ".join(filter(None, (cell.method, rest)))
@@ -69,15 +63,10 @@ def reference_of(label: str, arms: Mapping[str, Arm], reference: str) -> str | N
 def fixed_partner(label: str, arms: Mapping[str, Arm]) -> str | None:
     """Of an arm under adaptive-kl, the same method at fixed rates."""
     own = arms[label]
-    parts = [part for part in own.rest.split(", ") if part and part.split()[0] not in _ADAPTIVE]
-    rest = ", ".join(part for part in parts if not part.startswith("kl_"))
+    parts = (p for p in own.rest.split(", ") if p != "adaptive-kl" and not p.startswith("kl_"))
+    rest = ", ".join(parts)
     same = (o for o in arms.values() if o.method == own.method and o.rest == rest)
     return next((one.label for one in same if not one.adaptive), None)
-
-
-def _plain(table: dict[str, Any]) -> dict[str, Any]:
-    """As JSON has it: lists for tuples."""
-    return json.loads(json.dumps(table))
 
 
 def _words(key: str, value: object) -> str:

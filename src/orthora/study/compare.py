@@ -201,11 +201,11 @@ class Comparisons:
             for (arm, than), values in zip(pairs, differences, strict=True)
         ]
         known = iter(holm([p for p, values in zip(ps, differences, strict=True)
-                           if values and p == p]))  # fmt: skip
+                           if values and math.isfinite(p)]))  # fmt: skip
         found = []
         for (arm, than), values, p in zip(pairs, differences, ps, strict=True):
             levels = [self._interval(arm, than, view, values, level) for level in (LEVEL, joint)]
-            corrected = next(known) if values and p == p else p
+            corrected = next(known) if values and math.isfinite(p) else p
             alone, jointly = levels
             found.append(Paired(arm, than, estimate(values), alone, jointly, p, corrected))
         return found

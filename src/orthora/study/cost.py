@@ -3,10 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from orthora.checkpoint import json_object, open_checkpoint
-from orthora.config import TrainConfig
 from orthora.study.folder import Work
 from orthora.study.plan import Cell
 from orthora.study.spec import StudySpec, evaluation_of
@@ -53,20 +51,14 @@ def cost_of(spec: StudySpec, cells: Sequence[Cell], found: Sequence[Work]) -> Co
     sizes = {model: _parameters(spec, model) for model in {c.settings["model"] for c in cells}}
     each = _evaluation_tokens(spec)
     for cell in cells:
-        drawn = math.prod(
-            _setting(cell, key) for key in ("steps", "prompts_per_step", "group_size")
-        )
-        length = drawn * _setting(cell, "max_response_tokens")
-        passes = _FORWARD * 2 + (_FORWARD + _BACKWARD) * _setting(cell, "update_epochs")
+        drawn = math.prod(cell.get(key) for key in _SIZES)
+        length = drawn * cell.get("max_response_tokens")
+        passes = _FORWARD * 2 + (_FORWARD + _BACKWARD) * cell.get("update_epochs")
         size = sizes[cell.settings["model"]]
         flops = None if flops is None or size is None else flops + size * length * passes
         responses, tokens, scored = responses + drawn, tokens + length, scored + (each or 0)
     seconds, basis = _seconds(spec, cells, found, flops)
     return Cost(responses, tokens, None if each is None else scored, flops, seconds, basis)
-
-
-def _setting(cell: Cell, key: str) -> Any:
-    return cell.settings.get(key, TrainConfig.model_fields[key].default)
 
 
 def _parameters(spec: StudySpec, model: str) -> float | None:
@@ -97,15 +89,14 @@ def _seconds(
     rates: dict[str, list[float]] = {}
     for work in found:
         if work.cell and work.ending and work.ending.state == "finished":
-            steps = json_object(work.job.run / "result.json")["steps"]
-            own = json_object(work.job.run / "result.json").get("seconds") or 0.0
-            took = max(own, work.ending.seconds)  # an evaluation may have come later
-            rates.setdefault(work.cell.method, []).append(took / max(1, steps))
+            result = json_object(work.job.run / "result.json")
+            took = max(result.get("seconds") or 0.0, work.ending.seconds)  # or evaluated later
+            rates.setdefault(work.cell.method, []).append(took / max(1, result["steps"]))
     every = [value for values in rates.values() for value in values]
     if every:
         mean = math.fsum(every) / len(every)
         by_method = {method: math.fsum(values) / len(values) for method, values in rates.items()}
-        total = sum(by_method.get(cell.method, mean) * _setting(cell, "steps") for cell in cells)
+        total = sum(by_method.get(cell.method, mean) * cell.get("steps") for cell in cells)
         return total, f"as the {len(every)} cells that have finished took"
     if flops is not None and spec.flops_per_second:
         return flops / spec.flops_per_second, "for training at the study's flops_per_second"

@@ -209,8 +209,3 @@ def _check_path(what: str, path: str) -> None:
     plain = file.startswith((".", "/", "~")) or Path(file).suffix in _ENDINGS
     if plain and not Path(file).exists():
         raise ValueError(f"{what} {path!r} does not exist")
-
-
-def steps_of(cell: Cell) -> int:
-    """Training steps of a run."""
-    return cell.settings.get("steps", TrainConfig.model_fields["steps"].default)

@@ -8,7 +8,6 @@ import numpy as np
 
 from orthora.study.compare import Comparisons
 from orthora.study.estimates import Estimate, estimate
-from orthora.study.folder import steps_of
 
 
 class AtNorm(NamedTuple):
@@ -87,7 +86,9 @@ def at_equal_steps(found: Comparisons) -> dict[str, list[Estimate]]:
     """
     rows = {}
     for label, tuned in found.tuned.items():
-        curves = [(record.pass_rates, steps_of(record.cell)) for record in tuned.records.values()]
+        curves = [
+            (record.pass_rates, record.cell.get("steps")) for record in tuned.records.values()
+        ]
         row = []
         for share in SHARES:
             values = []

@@ -9,6 +9,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from orthora.pool import default_workers
 from orthora.study import child
 from orthora.study.job import Job
 
@@ -30,6 +31,11 @@ class Ended(NamedTuple):
 
 class Place(Protocol):
     """Where cells run."""
+
+    @property
+    def jobs(self) -> int:
+        """How many cells it holds."""
+        ...
 
     def room(self) -> int:
         """How many more cells can be started now."""
@@ -64,7 +70,7 @@ class Local:
         """
         self._cpus = cpus
         self._devices = _devices(gpus)
-        most = len(self._devices) if gpus else max(1, _cores() // cpus)
+        most = len(self._devices) if gpus else max(1, default_workers() // cpus)
         self.jobs = min(jobs, most) if jobs and gpus else jobs or most
         self._slots: dict[str, int] = {}
         self._running: dict[str, ForkServerProcess] = {}
@@ -95,11 +101,6 @@ class Local:
         for process in self._running.values():
             child.stop(process, _SECONDS)
         self._running.clear()
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _devices(gpus: float) -> list[str]:

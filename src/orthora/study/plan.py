@@ -16,6 +16,10 @@ from orthora.runs import rate_text
 from orthora.study.spec import StudySpec
 
 Settings = dict[str, Any]
+_DEFAULTS: Settings = json.loads(
+    json.dumps({k: one.default for k, one in TrainConfig.model_fields.items()
+                if not one.is_required()})
+)  # fmt: skip
 _OWN = ("out",)
 """Settings of a run that its identity does not depend on."""
 
@@ -43,20 +47,24 @@ class Cell:
         """
         return TrainConfig(**self.settings, out=str(folder / "runs" / self.name))
 
+    def get(self, key: str) -> Any:
+        """A setting of the run, as JSON; where the grid is silent, its default."""
+        return self.settings.get(key, _DEFAULTS.get(key))
+
     @property
     def method(self) -> str:
         """Canonical name."""
-        return self.settings.get("method", "rlpo")
+        return self.get("method")
 
     @property
     def seed(self) -> int:
         """Of the run."""
-        return self.settings.get("seed", TrainConfig.model_fields["seed"].default)
+        return self.get("seed")
 
     @property
     def rate(self) -> float:
         """Learning rate, or where adaptive-kl begins."""
-        return self.settings.get("learning_rate", 1e-5)
+        return self.get("learning_rate")
 
 
 def plan(spec: StudySpec) -> list[Cell]:
@@ -208,18 +216,18 @@ def _unfair(one: str, mine: Sequence[Settings], other: str, theirs: Sequence[Set
                 f"{', '.join(b)}), which the study does not declare; make them equal, or add "
                 f"{key!r} to differences"
             )
-    lacks = {_key(settings) for settings in mine} ^ {_key(settings) for settings in theirs}
-    who = other if min(lacks) in {_key(settings) for settings in mine} else one
+    own, lacks = {*map(_key, mine)}, {*map(_key, mine)} ^ {*map(_key, theirs)}
+    first = json.loads(min(lacks))
+    varied = {k: v for k, v in first.items() if len(_values(k, [*mine, *theirs])) > 1}
     return (
-        f"method {who!r} lacks a combination that the other has: {min(lacks)[:200]}; add it to the "
-        "grid, or take it out by exclude with a reason"
+        f"method {other if min(lacks) in own else one!r} lacks a combination that the other has: "
+        f"{_words(varied)}; add it to the grid, or give all methods the same"
     )
 
 
 def _values(key: str, settings: Sequence[Settings]) -> list[str]:
     """All values of a setting, in words."""
-    default = TrainConfig.model_fields[key].default
-    return sorted({str(one.get(key, default)) for one in settings})
+    return sorted({str(one.get(key, _DEFAULTS.get(key))) for one in settings})
 
 
 def _without_excluded(spec: StudySpec, cells: list[Cell]) -> list[Cell]:
@@ -246,10 +254,4 @@ def _canonical(wanted: Settings) -> Settings:
 
 
 def _has(cell: Cell, wanted: Settings) -> bool:
-    """Whether a cell has some settings; a default pair is a list here, as in TOML."""
-    for key, value in wanted.items():
-        default = TrainConfig.model_fields[key].default
-        own = cell.settings.get(key, list(default) if isinstance(default, tuple) else default)
-        if own != value:
-            return False
-    return True
+    return all(cell.get(key) == value for key, value in wanted.items())

@@ -14,7 +14,6 @@ from orthora.store import write_atomic, write_json
 from orthora.study import drawings, tables
 from orthora.study.claims import Verdict, verdicts
 from orthora.study.compare import Comparisons
-from orthora.study.plan import plan
 from orthora.study.results import Results, as_csv, load_results, rows_of
 from orthora.study.spec import StudySpec
 
@@ -139,7 +138,7 @@ def _asked(results: Results) -> str:
         "Left out": "; ".join(str(one["reason"]) for one in spec.exclude) or "nothing",
         "Base model": ", ".join(f"{n} {s:.3f}" for n, s in results.base.items()) or "not scored",
     }
-    shared = _shared(spec)
+    shared = _shared(results)
     pairs = "".join(
         f"<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>"
         for key, value in (facts | shared).items()
@@ -150,9 +149,9 @@ def _asked(results: Results) -> str:
     )
 
 
-def _shared(spec: StudySpec) -> dict[str, object]:
+def _shared(results: Results) -> dict[str, object]:
     """Settings that all cells share and that are not defaults."""
-    first, *rest = plan(spec)
+    first, *rest = (record.cell for record in results.records)
     return {
         key: value
         for key, value in first.settings.items()

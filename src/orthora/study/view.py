@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from orthora.runs import rate_text
-from orthora.study.folder import Work, steps_of
+from orthora.study.folder import Work
 from orthora.study.job import LOG
 
 _LAST_BYTES = 1 << 14
@@ -136,7 +136,7 @@ class View:
         if one.work.cell is None:
             return ""
         done = now.get("step", 0) - one.first
-        todo = steps_of(one.work.cell) - now.get("step", 0)
+        todo = one.work.cell.get("steps") - now.get("step", 0)
         return duration((time.monotonic() - one.since) / done * todo) if done > 0 else ""
 
     def _summary(self) -> str:
@@ -151,7 +151,7 @@ class View:
     def _eta(self, waiting: int) -> str:
         """From the cells of this process that have ended, else from the steps of those at work."""
         own = [
-            (time.monotonic() - one.since) / (done / steps_of(one.work.cell))
+            (time.monotonic() - one.since) / (done / one.work.cell.get("steps"))
             for one in self.running.values()
             if one.work.cell and (done := last_row(one.work.job.run).get("step", 0) - one.first) > 0
         ]
@@ -166,7 +166,7 @@ class View:
 def _row(work: Work, state: str, now: dict[str, Any], left: str = "") -> tuple[str, ...]:
     if work.cell is None:
         return (work.job.name, "", "", state, "", "", "", "")
-    step = f"{now.get('step', 0)}/{steps_of(work.cell)}"
+    step = f"{now.get('step', 0)}/{work.cell.get('steps')}"
     reward, kl = (_number(now.get(key)) for key in ("reward", "kl_update_k3"))
     rate = rate_text(now.get("lr") or work.cell.rate)
     return (work.cell.method, rate, str(work.cell.seed), state[:60], step, reward, kl, left)
