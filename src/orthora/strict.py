@@ -5,7 +5,7 @@ import json
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +19,8 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+    command: ClassVar[str] = ""
+    """That takes it as a file of its own; "" for a part of another config."""
 
 
 def preset_names() -> list[str]:
@@ -74,11 +76,11 @@ def build(kind: type[Config], source: Config | dict[str, Any] | str | Path) -> C
     table = source
     unknown = [key for key in table if key not in kind.model_fields]
     if unknown:
-        for other in Strict.__subclasses__():
-            if table.keys() <= other.model_fields.keys():
+        for other in Strict.__subclasses__() if kind.command else ():
+            if other.command and table.keys() <= other.model_fields.keys():
                 raise ValueError(
-                    f"unknown config key {unknown[0]!r}: this is a config of {_command(other)}, "
-                    f"and {_command(kind)} takes other keys (see its --help)"
+                    f"unknown config key {unknown[0]!r}: this is a config of {other.command}, "
+                    f"and {kind.command} takes other keys (see its --help)"
                 )
         near = difflib.get_close_matches(unknown[0], kind.model_fields, n=1, cutoff=0.65)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -87,11 +89,6 @@ def build(kind: type[Config], source: Config | dict[str, Any] | str | Path) -> C
         return kind(**table)
     except pydantic.ValidationError as error:
         raise ValueError("; ".join(_plain(item) for item in error.errors())) from error
-
-
-def _command(kind: type[Strict]) -> str:
-    """The command that takes a config: ``orthora train`` for ``TrainConfig``."""
-    return f"orthora {kind.__name__.removesuffix('Config').lower()}"
 
 
 def _plain(item: Any) -> str:

@@ -437,13 +437,11 @@ def test_arms_are_adaptive_even_if_most_of_the_study_is(fixed: int):
     assert sum(labels(*grids).values()) == 4
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="learning_rate_match is no part of the rate, so that it makes arms of its own",
-)
 def test_matched_rates_are_rates_of_one_arm():
     grid = GRID | {"learning_rate": ["match-kl:lora@1e-5", "match-kl:lora@1e-4"]}
     assert len(labels(grid)) == 2
+    both = labels(GRID, grid)
+    assert sorted(both) == ["lora", "lora, match-kl:lora", "rlpo", "rlpo, match-kl:lora"]
 
 
 @pytest.mark.parametrize(
@@ -666,7 +664,6 @@ def test_a_missing_file_is_refused(tmp_path: Path):
             load_study(place)
 
 
-@pytest.mark.xfail(strict=True, reason="a command is named that there is not: orthora claim")
 def test_a_key_of_another_config_is_told_without_a_command_that_there_is_not(written):
     with pytest.raises(ValueError, match=r"claim 1: (?!.*orthora claim)"):
         load_study(written(f'{HEAD}{AXES}{TESTED}[[claims]]\nmodel = "x"\n'))

@@ -1,6 +1,6 @@
 """The settings of an evaluation."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,7 @@ _SAMPLES = 4
 class EvalConfig(Strict):
     """One evaluation: sample n responses per problem, verify, report pass@k with intervals."""
 
+    command: ClassVar[str] = "orthora eval"
     model: str | None = None
     """Base model, folder or hub name; ``tiny`` is the embedded model. Left out, that of the run."""
     adapter: str | None = None

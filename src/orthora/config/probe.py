@@ -1,5 +1,7 @@
 """The settings of a probe."""
 
+from typing import ClassVar
+
 from pydantic import Field, field_validator
 
 from orthora.config.run import TrainConfig
@@ -9,6 +11,7 @@ from orthora.methods import compose
 class ProbeConfig(TrainConfig):
     """One training step of each method, measured and taken back; the fields of a training run."""
 
+    command: ClassVar[str] = "orthora probe"
     out: str = "unused"
     """Not used: nothing is kept but what json names."""
     methods: list[str] = Field(["lora", "rlpo", "rlmo", "pissa", "milora"], min_length=1)

@@ -1,6 +1,6 @@
 """The settings of a training run."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +18,7 @@ Positive = Annotated[float, Field(gt=0)]
 class TrainConfig(Strict):
     """One RLVR run. Defaults are the source paper's Table 2 (arXiv 2606.31813), DAPO."""
 
+    command: ClassVar[str] = "orthora train"
     model: str
     """Model folder or hub name; ``tiny`` is the embedded model."""
     out: str

@@ -1,5 +1,7 @@
 """The settings of a check of the theory."""
 
+from typing import ClassVar
+
 from pydantic import Field, field_validator
 
 from orthora.config.run import TrainConfig
@@ -9,6 +11,7 @@ from orthora.methods import Composition, compose
 class TheoryConfig(TrainConfig):
     """The source paper's theorems, checked on this model's layers; the fields of a training run."""
 
+    command: ClassVar[str] = "orthora theory"
     out: str = "unused"
     """Not used: nothing is kept but what json_out names."""
     methods: list[str] = Field(

@@ -1,7 +1,7 @@
 """What a study compares: a method with all its settings but learning rate and seed."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orthora.config import read_toml
 from orthora.runs import rate_text
@@ -32,12 +32,14 @@ def arms_of(spec: StudySpec, cells: Sequence[Cell]) -> dict[str, Arm]:
     """The arm of every cell, by the cell's name."""
     base = Cell("", "", read_toml(spec.base) | spec.settings)
     keys = sorted({key for cell in cells for key in cell.settings} - {*_APART})
-    values = {key: [cell.get(key) for cell in cells] for key in keys}
+    values = {key: [_value(cell, key) for cell in cells] for key in keys}
     keys = [key for key in keys if any(one != values[key][0] for one in values[key])]
     found = {}
     for place, cell in enumerate(cells):
         words = [
-            _words(key, values[key][place]) for key in keys if values[key][place] != base.get(key)
+            _words(key, values[key][place])
+            for key in keys
+            if values[key][place] != _value(base, key)
         ]
         rest = ", ".join(words)
         label = ", ".join(filter(None, (cell.method, rest)))
@@ -69,9 +71,17 @@ def fixed_partner(label: str, arms: Mapping[str, Arm]) -> str | None:
     return next((one.label for one in same if not one.adaptive), None)
 
 
+def _value(cell: Cell, key: str) -> Any:
+    """A setting, but for its learning rate: ``kl:lora@1e-5`` and ``@1e-4`` are two rates."""
+    value = cell.get(key)
+    return value.partition("@")[0] if value and key == "learning_rate_match" else value
+
+
 def _words(key: str, value: object) -> str:
     if key == "schedule":
         return str(value)
+    if key == "learning_rate_match":
+        return f"match-{value}"
     if isinstance(value, float):
         return f"{key} {rate_text(value) if 0 < value < 0.01 else f'{value:g}'}"
     return f"{key} {value}"

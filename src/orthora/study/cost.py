@@ -22,7 +22,8 @@ class Cost:
     Attributes:
         responses: that training draws, at least: dynamic sampling draws more.
         tokens: of them, at most: their longest length.
-        evaluation_tokens: at most.
+        evaluation_tokens: at most, with those of base models; None where it is the data that say
+            how many problems there are.
         flops: of training, at full length and without further draws; None where the model's size
             is unknown. Attention over the context is not counted, and generation is limited by
             memory traffic, not by these.
@@ -56,7 +57,9 @@ def cost_of(spec: StudySpec, cells: Sequence[Cell], found: Sequence[Work]) -> Co
         passes = _FORWARD * 2 + (_FORWARD + _BACKWARD) * cell.get("update_epochs")
         size = sizes[cell.settings["model"]]
         flops = None if flops is None or size is None else flops + size * length * passes
-        responses, tokens, scored = responses + drawn, tokens + length, scored + (each or 0)
+        responses, tokens, scored = responses + drawn, tokens + length, scored + _own_tokens(cell)
+    if each is not None:
+        scored += each * (len(cells) + len(sizes))  # each base model is scored as well
     seconds, basis = _seconds(spec, cells, found, flops)
     return Cost(responses, tokens, None if each is None else scored, flops, seconds, basis)
 
@@ -80,6 +83,13 @@ def _evaluation_tokens(spec: StudySpec) -> int | None:
             return None
         total += config.problems * config.samples_of() * config.max_response_tokens
     return total
+
+
+def _own_tokens(cell: Cell) -> int:
+    """Of the evaluation at the end of a run itself, at most."""
+    turns = 2 if cell.get("eval_base") else 1
+    shape = ("eval_problems", "eval_samples", "max_response_tokens")
+    return turns * math.prod(cell.get(key) for key in shape)
 
 
 def _seconds(

@@ -3,7 +3,7 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -44,6 +44,7 @@ class StudySpec(Strict):
     that is itself a list stands in a list). The grid is the union of its tables.
     """
 
+    command: ClassVar[str] = "orthora study run"
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Of the study; its folder knows it by this."""
     about: str = ""
