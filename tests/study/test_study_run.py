@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -26,6 +28,8 @@ from safetensors.torch import load_file
 import orthora
 from orthora.cli import main
 from orthora.study import load_study, plan
+from orthora.study.report import report_study
+from orthora.study.results import load_results
 
 pytestmark = pytest.mark.xdist_group("study")
 
@@ -180,6 +184,52 @@ def test_cells_are_taken_from_another_study_instead_of_being_run(done, tmp_path)
     out = run("run", file)
     assert "4 cells taken from" in out
     assert results(file) == done[1]
+
+
+@pytest.mark.parametrize(
+    ("place", "before", "now", "says"),
+    [
+        ("problems.json", r'"fingerprint": "\w', '"fingerprint": "!', "the training problems"),
+        (
+            "environment.json",
+            r'"base_fingerprint": "\w',
+            '"base_fingerprint": "!',
+            "the base model's",
+        ),
+        ("environment.json", r'"torch": "', '"torch": "1.', "the version of torch"),
+        ("eval-*/environment.json", r'"problems": "\w', '"problems": "!', "the problems of evalua"),
+        ("eval-*/config.toml", r"top_p = 1.0", "top_p = 0.9", "the settings of evaluation 'test'"),
+    ],
+)
+def test_cells_that_were_not_made_alike_are_named(done, tmp_path, place, before, now, says):
+    file = write_study(tmp_path)
+    shutil.copytree(done[0].parent / "out", tmp_path / "out")
+    spec = load_study(file)
+    assert load_results(spec).unlike == []
+    cell = plan(spec)[2]
+    changed = next((spec.folder / "runs" / cell.name).glob(place))
+    text, count = re.subn(before, now, changed.read_text())
+    assert count == 1
+    changed.write_text(text)
+    (line,) = load_results(spec).unlike
+    assert says in line
+    assert line.startswith("not alike: 1 cell differs from most in ")
+    assert line.endswith(f"({cell.name})")
+    assert line in report_study(spec, tmp_path / "page").page.read_text().replace("&#x27;", "'")
+
+
+@pytest.mark.slow
+def test_data_that_changed_under_their_name_are_noticed(tmp_path):
+    data = tmp_path / "sums.jsonl"
+    rows = [json.dumps({"prompt": f"{n}+{n + 1}=", "answer": str(2 * n + 1)}) for n in range(20)]
+    data.write_text("\n".join(rows))
+    settings = f'{SETTINGS}task = "file"\ndata = "{data}"\n'
+    file = write_study(tmp_path, settings=settings)
+    assert "not alike" not in run("run", file, "--limit", "2")
+    data.write_text("\n".join(rows[1:]))
+    out = run("run", file)
+    first = plan(load_study(file))[0].name
+    assert f"not alike: 1 cell differs from most in the training problems ({first})" in out
 
 
 @pytest.mark.slow

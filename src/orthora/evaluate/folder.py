@@ -6,6 +6,7 @@ scoring ``verdicts.jsonl`` (in the problems' order) and ``scores.json``.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -57,7 +58,8 @@ def open_folder(
     if not (out / CONFIG).is_file():
         with new_folder(out) as temporary:
             write_atomic(temporary / CONFIG, to_toml(config))
-            write_json(temporary / "environment.json", environment(0) | {"weights": weights})
+            story = {"weights": weights, "problems": _digest(lines.encode())}
+            write_json(temporary / "environment.json", environment(0) | story)
             write_atomic(temporary / PROBLEMS, lines)
         return list(prompts)
     if changed := differences(stored_config(out).model_dump(mode="json"), config):
@@ -110,6 +112,16 @@ def stored_problems(out: Path) -> list[Problem]:
                 f"{out / PROBLEMS}, line {number} is no problem ({error!r}); sample anew"
             ) from error
     return problems
+
+
+def problems_digest(out: Path) -> str:
+    """A hash of an evaluation's problems and prompts, as they were when it began."""
+    made = _object(out / "environment.json")
+    return made.get("problems") or _digest((out / PROBLEMS).read_bytes())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 class SampleFile:

@@ -96,6 +96,8 @@ def _run(options: RunOptions) -> None:
     )
     for name, reason in outcome.failed.items():
         print(f"failed: {name}: {reason}")
+    for line in outcome.unlike:
+        print(line)
     print(f"{spec.folder}: see orthora study report {options.file}")
     if faults := [name for name in outcome.failed if name not in outcome.by_training]:
         raise ValueError(
@@ -178,6 +180,8 @@ def _report(options: ReportOptions) -> None:
     for row in shown.rows:
         table.add_row(*map(Text, row))
     console.print(table)
+    for line in made.results.unlike:
+        print(line)
     for one in made.verdicts:
         print(f"{one.ruling}: {one.claim.says}")
     print(made.page)

@@ -143,8 +143,9 @@ def _asked(results: Results) -> str:
         f"<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>"
         for key, value in (facts | shared).items()
     )
+    warned = "".join(f'<p class="prose"><b>{escape(one)}</b></p>' for one in results.unlike)
     return (
-        f'<p class="prose">{escape(spec.about)}</p><p class="prose">{escape(text)}</p>'
+        f'<p class="prose">{escape(spec.about)}</p><p class="prose">{escape(text)}</p>{warned}'
         f'<div class="box"><dl class="grid">{pairs}</dl></div>'
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orthora.checkpoint import json_object
+from orthora.study.alike import unlike
 from orthora.study.arms import Arm, arms_of
 from orthora.study.folder import Work, base_name, check_owner, evaluations_of, works
 from orthora.study.job import evaluation_folder
@@ -62,11 +63,13 @@ class Results:
         spec: the study.
         records: in the plan's order.
         bases: pass@1 of every base model by evaluation, as far as it is known, by model.
+        unlike: what is not the same in all cells though their settings say so, a line each.
     """
 
     spec: StudySpec
     records: Sequence[Record]
     bases: Mapping[str, Mapping[str, float]]
+    unlike: Sequence[str] = ()
 
     @property
     def base(self) -> Mapping[str, float]:
@@ -131,7 +134,7 @@ def load_results(spec: StudySpec) -> Results:
     arms = arms_of(spec, cells)
     found = works(spec, cells)
     records = [_record(spec, work, arms[work.cell.name]) for work in found if work.cell]
-    return Results(spec, records, _bases(spec, cells))
+    return Results(spec, records, _bases(spec, cells), unlike(found))
 
 
 def _bases(spec: StudySpec, cells: Sequence[Cell]) -> dict[str, dict[str, float]]:

@@ -5,6 +5,7 @@ from collections import deque
 from dataclasses import asdict, dataclass
 
 from orthora.store import write_json
+from orthora.study.alike import unlike
 from orthora.study.arms import check_claims
 from orthora.study.folder import Work, check_needs, check_owner, opened, reuse, works
 from orthora.study.job import ENDING, LOG, Ending, ending_of
@@ -25,11 +26,13 @@ class Outcome:
         finished: cells and base models that finished.
         failed: names of those that failed, with the reason.
         by_training: those among them that training itself ended: outcomes, not faults.
+        unlike: what is not the same in all cells though their settings say so, a line each.
     """
 
     finished: int
     failed: dict[str, str]
     by_training: frozenset[str]
+    unlike: tuple[str, ...] = ()
 
 
 def run_study(
@@ -91,6 +94,7 @@ def run_study(
         sum(bool(work.ending and work.ending.state == "finished") for work in found),
         failed,
         frozenset(w.job.name for w in found if w.ending and w.ending.by_training),
+        tuple(unlike(found)),
     )
 
 

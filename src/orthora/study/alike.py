@@ -1,0 +1,90 @@
+"""Whether runs that are compared were made alike, beyond what their settings say.
+
+A data file may change under its name, a model be replaced, a library be updated between two calls
+of ``orthora study run``: no setting tells. What every run and evaluation wrote down does.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orthora.checkpoint import json_object
+from orthora.config import read_toml
+from orthora.evaluate.folder import CONFIG, problems_digest
+from orthora.study.folder import Work
+from orthora.study.job import evaluation_folder
+
+_OF_PROBLEMS = (
+    "model", "task", "data", "data_split", "drop", "prompt_column", "answer_column",
+    "prompt_template", "plain_prompts", "train_problems", "max_prompt_tokens", "seed",
+)  # fmt: skip
+"""Settings on which a run's problems, and the tokens of their prompts, depend."""
+
+_VERSIONS = ("python", "orthora", "torch", "transformers", "peft", "trl")
+_OWN = ("model", "adapter", "out", "engine")
+"""Of an evaluation: not the same for all cells."""
+
+
+class _Fact(NamedTuple):
+    """Something that must be the same wherever ``what`` and ``where`` are."""
+
+    what: str
+    where: str
+    value: str
+    cell: str
+
+
+def unlike(found: Sequence[Work]) -> list[str]:
+    """What is not the same in cells that have ended, though their settings say so.
+
+    Args:
+        found: the cells of a study.
+
+    Returns:
+        A line for each: what differs, and which cells are not like most.
+    """
+    groups: dict[tuple[str, str], list[_Fact]] = {}
+    for work in found:
+        if work.ending is not None:
+            for fact in _facts(work):
+                groups.setdefault((fact.what, fact.where), []).append(fact)
+    others: dict[str, list[str]] = {}
+    for (what, _), facts in groups.items():
+        usual = Counter(fact.value for fact in facts).most_common(1)[0][0]
+        if odd := [fact.cell for fact in facts if fact.value != usual]:
+            others.setdefault(what, []).extend(odd)
+    return [
+        f"not alike: {len(cells)} {'cells differ' if len(cells) > 1 else 'cell differs'} from most "
+        f"in {what} ({', '.join(cells[:3])}{', ...' if len(cells) > 3 else ''})"
+        for what, cells in others.items()
+    ]
+
+
+def _facts(work: Work) -> Iterator[_Fact]:
+    """Of one cell, as far as it wrote them down."""
+    run, name = work.job.run, work.job.name
+    if work.cell is not None:
+        problems = _read(run / "problems.json").get("fingerprint")
+        same = json.dumps([work.cell.get(key) for key in _OF_PROBLEMS])
+        if problems is not None:
+            yield _Fact("the training problems", same, problems, name)
+        made = _read(run / "environment.json")
+        if (print_ := made.get("base_fingerprint")) is not None:
+            yield _Fact("the base model's files", work.job.model, print_, name)
+        for package in _VERSIONS:
+            if package in made:
+                yield _Fact(f"the version of {package}", "", made[package], name)
+    for evaluation, settings in work.job.evaluations.items():
+        folder = evaluation_folder(run, evaluation, settings)
+        if (folder / CONFIG).is_file():
+            of = f"evaluation {evaluation!r}"
+            where = work.job.model
+            yield _Fact(f"the problems of {of}", where, problems_digest(folder), name)
+            table = {k: v for k, v in read_toml(folder / CONFIG).items() if k not in _OWN}
+            yield _Fact(f"the settings of {of}", where, json.dumps(table, sort_keys=True), name)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json_object(file) if file.is_file() else {}
