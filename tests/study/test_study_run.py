@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from safetensors.torch import load_file
 
 import orthora
 from orthora.cli import main
-from orthora.study import load_study, plan
+from orthora.study import child, load_study, plan
+from orthora.study.job import Job
 from orthora.study.report import report_study
 from orthora.study.results import load_results
 
@@ -163,17 +165,37 @@ def test_a_failed_cell_is_kept_with_its_reason_and_the_others_go_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cell_whose_process_dies_each_time_is_given_up(tmp_path):
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("os.kill(os.getpid(), 9)", "its process was ended by SIGKILL"),
+        ("time.sleep(1e6)", "it wrote nothing for as long as stalled_after says"),
+    ],
+)
+def test_a_cell_whose_process_dies_or_hangs_each_time_is_given_up(tmp_path, body, says):
     reward = tmp_path / "deadly.py"
-    reward.write_text(
-        "import os, signal\ndef die(response, answer):\n    os.kill(os.getpid(), 9)\n"
-    )
+    reward.write_text(f"import os, time\ndef die(response, answer):\n    {body}\n")
     settings = f'{SETTINGS}reward = "{reward}:die"\n'
     one = GRID.replace('["lora", "pissa"]', '["lora"]').replace("[1e-3, 3e-3]", "[1e-3]")
-    file = write_study(tmp_path, grid=one, settings=settings, more="retries = 1")
+    more = "retries = 1\nstalled_after = 0.3"
+    file = write_study(tmp_path, grid=one, settings=settings, more=more)
     out = run("run", file, code=2)
-    assert out.count("lost: its process was ended by SIGKILL") == 2
-    assert "2 times" in out
+    assert out.count(f"lost: {says}") == 2
+    assert "2 times; see" in out
+
+
+@pytest.mark.slow
+def test_only_a_cell_that_writes_nothing_is_ended(tmp_path, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(child.os, "_exit", lambda code: ended.set())
+    job = Job("one", str(tmp_path), None, "tiny", {}, False, {})
+    job.run.mkdir(parents=True)
+    child._end_when_stalled(job, 2.0)
+    for number in range(40):
+        (job.run / "metrics.jsonl").write_text("x" * number)
+        time.sleep(0.1)
+    assert not ended.is_set()
+    assert ended.wait(30)
 
 
 @pytest.mark.slow

@@ -9,11 +9,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from orthora.study.job import LOG, Job, run_job
+
+_STALLED = 75
+"""Exit code of a cell that has written nothing for too long."""
 
 
 def start(job: Job, threads: int) -> ForkServerProcess:
@@ -57,6 +61,8 @@ def why_lost(process: ForkServerProcess) -> str | None:
         _signal(process.pid, signal.SIGKILL)
     if code == 0:
         return None
+    if code == _STALLED:
+        return "it wrote nothing for as long as stalled_after says"
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         memory = ", perhaps for want of memory" if name == "SIGKILL" else ""
@@ -81,6 +87,8 @@ def _main(job: Job, threads: int) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(log.fileno(), stream.fileno())
+    if job.stalled_after is not None:
+        _end_when_stalled(job, job.stalled_after * 60)
     from orthora.quiet import quiet_libraries
     from orthora.signals import terminable
 
@@ -105,3 +113,30 @@ def _follow_parent() -> None:
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True, name="follow parent").start()
+
+
+def _end_when_stalled(job: Job, seconds: float) -> None:
+    """End as soon as nothing in the run's folder or the log has changed for some seconds."""
+
+    def watch() -> None:
+        before, since = None, time.monotonic()
+        while time.monotonic() - since < seconds:
+            time.sleep(min(seconds / 10, 5.0))
+            if (now := _written(job)) != before:
+                before, since = now, time.monotonic()
+        print(f"nothing was written for {seconds / 60:g} minutes; ending", file=sys.stderr)
+        os._exit(_STALLED)
+
+    threading.Thread(target=watch, daemon=True, name="progress").start()
+
+
+def _written(job: Job) -> set[tuple[str, int, int]]:
+    """Size and time of everything that a cell writes while it goes on."""
+    found = set()
+    for file in (job.cell / LOG, *job.run.glob("*"), *job.run.glob("*/*")):
+        try:
+            status = file.stat()
+        except FileNotFoundError:  # just replaced
+            continue
+        found.add((str(file), status.st_size, status.st_mtime_ns))
+    return found

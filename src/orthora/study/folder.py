@@ -120,7 +120,16 @@ def _work(
     evaluations: dict[str, dict[str, Any]],
     cell: Cell | None,
 ) -> Work:
-    job = Job(name, str(spec.folder), config, model, evaluations, spec.keep_checkpoints, {})
+    job = Job(
+        name,
+        str(spec.folder),
+        config,
+        model,
+        evaluations,
+        spec.keep_checkpoints,
+        {},
+        spec.stalled_after,
+    )
     ending = ending_of(job.cell)
     return Work(job, cell, ending, _complete(job, ending))
 

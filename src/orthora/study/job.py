@@ -47,6 +47,7 @@ class Job:
         evaluations: name -> settings.
         keep_checkpoints: after it has finished.
         environment: variables to set before anything else is imported.
+        stalled_after: minutes without anything written after which it counts as lost; None never.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Job:
     evaluations: dict[str, dict[str, Any]]
     keep_checkpoints: bool
     environment: dict[str, str]
+    stalled_after: float | None = None
 
     @property
     def cell(self) -> Path:

@@ -83,6 +83,9 @@ class StudySpec(Strict):
     """GPUs that a run needs: a whole number, or below 1 where runs share one."""
     retries: int = Field(3, ge=0)
     """Times that a run goes on from its checkpoint after its process or node was lost."""
+    stalled_after: float | None = Field(None, gt=0)
+    """Minutes in which a run must write something: a step, samples of an evaluation, a checkpoint.
+    One that does not is ended and counts as lost. Left out, a run may take its time."""
     keep_checkpoints: bool = False
     """Keep the checkpoints of finished runs, for ``orthora measure``."""
     parameters: float | None = Field(None, gt=0)
