@@ -264,22 +264,25 @@ def _no_sweep(claim: ClaimConfig, found: Comparisons) -> Judged:
 
 
 def _against_shared(names: Sequence[str], found: Comparisons) -> list[str]:
-    """All adaptive runs together against the best shared fixed rate, paired by seed."""
-    rate = found.best_shared_rate()
-    fixed = [label for name in names if (label := fixed_partner(name, found.arms))]
-    if not math.isfinite(rate) or len(fixed) != len(names):
+    """All adaptive runs together against every fixed rate that all methods share, by seed."""
+    partners = [label for name in names if (label := fixed_partner(name, found.arms))]
+    if len(partners) != len(names):
         return []
     mine = [found.tuned[name].scores for name in names]
-    theirs = [found.at(label, rate) for label in fixed]
-    seeds = sorted(set.intersection(*({*one} for one in (*mine, *theirs))))
-    means = [
-        float(sum(one[seed] for one in mine) - sum(one[seed] for one in theirs)) / len(names)
-        for seed in seeds
-    ]
-    if not means:
-        return []
-    text = _text(estimate(means))
-    return [f"Mean over methods, less the best shared fixed rate ({rate_text(rate)}): {text}."]
+    best, parts = found.best_shared_rate(), []
+    for rate in found.rates:
+        theirs = [found.at(label, rate) for label in partners]
+        seeds = sorted(set.intersection(*({*one} for one in (*mine, *theirs))))
+        means = [
+            float(sum(one[seed] for one in mine) - sum(one[seed] for one in theirs)) / len(names)
+            for seed in seeds
+        ]
+        if means:
+            picked = " (the best by selection)" if rate == best else ""
+            parts.append(f"{rate_text(rate)}{picked}: {_text(estimate(means))}")
+    return [f"Mean over methods, less a fixed rate that all share: {'; '.join(parts)}."] * bool(
+        parts
+    )
 
 
 _VIEWS = {
