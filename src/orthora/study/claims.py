@@ -255,12 +255,29 @@ def _no_sweep(claim: ClaimConfig, found: Comparisons) -> Judged:
     margin = found.results.spec.margin
     family = found.family(pairs, "tuned")
     numbers = [_sentence(one, "tuned", found) for one in family]
-    numbers += _against_shared(claim.methods, found)
+    numbers += [*_together(pairs, found), *_against_shared(claim.methods, found)]
     if len(family) == len(claim.methods) and all(one.alone.above(-margin) for one in family):
         return "holds", numbers
     if any(one.jointly.below(-margin) for one in family):
         return "does not hold", numbers
     return "cannot be told here", numbers
+
+
+def _together(pairs: Sequence[tuple[str, str]], found: Comparisons) -> list[str]:
+    """All adaptive runs together against the swept best of each method, by seed; the lowest run."""
+    table = [tuple(map(found.tuned.get, pair)) for pair in pairs]
+    sides = [(one.scores, other.scores) for one, other in table if one and other]
+    seeds = sorted(set.intersection(*({*one} & {*other} for one, other in sides))) if sides else []
+    if not seeds:
+        return []
+    means = [float(sum(a[s] - b[s] for a, b in sides)) / len(sides) for s in seeds]
+    shares = [
+        float(min(a.values())) / float(np.mean([*map(float, b.values())]))
+        for a, b in sides
+        if any(b.values())
+    ]
+    lowest = f" The lowest run has {min(shares):.2f} of its method's swept best." if shares else ""
+    return [f"Mean over methods, less each one's swept best: {_text(estimate(means))}.{lowest}"]
 
 
 def _against_shared(names: Sequence[str], found: Comparisons) -> list[str]:
