@@ -386,6 +386,16 @@ def test_equal_when_tuned(rlpo: list[Entry], rlmo: list[Entry], ruling: str):
     assert judged(claim("equal", ["rlpo", "rlmo", "lora"]), *three(rlpo, rlmo)).ruling == ruling
 
 
+def test_differences_at_the_shared_rate_are_told_alone_and_together():
+    unsure = arm("rlpo", {LOW: 0.5, MIDDLE: 0.546, HIGH: 0.6}, tuple(20 * one for one in QUIET))
+    sure = [replace(one, method="rlmo") for one in arm("rlpo", {LOW: 0.5, MIDDLE: 0.3, HIGH: 0.6})]
+    told = judged(claim("equal", ["rlpo", "rlmo", "lora"]), LORA, unsure, sure).numbers[-1]
+    assert told == (
+        "At the reference's rate, of 2 others, 2 (rlpo and rlmo) differ from it by intervals of "
+        "their own, 1 (rlmo) by joint ones."
+    )
+
+
 # Without a sweep
 
 

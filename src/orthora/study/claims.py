@@ -238,14 +238,20 @@ def _equal(claim: ClaimConfig, found: Comparisons) -> Judged:
         f"{len(within)} of {len(pairs)} pairs are shown to be within {margin:g}, "
         f"{len(apart)} to be farther apart.",
         "The largest difference: " + _sentence(worst, "tuned", found),
-        f"At the reference's rate {len(some)} of {len(shared)} differ clearly from it"
-        + (f": {join_names(one.arm for one in some)}." if some else "."),
+        f"At the reference's rate, of {len(shared)} others, "
+        f"{_named([one.arm for one in shared if one.alone.sign])} differ from it by intervals of "
+        f"their own, {_named([one.arm for one in some])} by joint ones.",
     ]
     if apart:
         return "does not hold", numbers
     if len(within) == len(pairs):
         return ("holds" if some else "does not hold"), numbers
     return "cannot be told here", numbers
+
+
+def _named(arms: Sequence[str]) -> str:
+    """How many, and which."""
+    return f"{len(arms)} ({join_names(arms)})" if arms else "none"
 
 
 def _no_sweep(claim: ClaimConfig, found: Comparisons) -> Judged:
