@@ -74,7 +74,7 @@ def _height(panel: Panel | Heat) -> float:
 
 def _wrapped(name: str) -> str:
     """A long name in two lines."""
-    return textwrap.fill(name, max(16, len(name) // 2 + 3))
+    return textwrap.fill(name, max(16, len(name) // 2 + 3), break_on_hyphens=False)
 
 
 def _legend_names(panels: Sequence[Panel | Heat]) -> list[str]:

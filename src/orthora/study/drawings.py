@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from orthora.figures.panels import Drawing, Panel, Series
-from orthora.figures.style import DOUBLE, Style, styles_of
+from orthora.figures.style import DOUBLE, SINGLE, Style, styles_of
 from orthora.study.compare import Comparisons
 from orthora.study.estimates import estimate
 
@@ -68,36 +69,62 @@ def tuned(found: Comparisons) -> Drawing:
 
 
 def curves(found: Comparisons) -> Drawing:
-    """Training accuracy at every arm's own best rate."""
-    looks, series = _styles(found), []
-    for label, one in found.tuned.items():
-        rows = [record.pass_rates for record in one.records.values() if record.pass_rates]
-        if not rows:
-            continue
-        length = max(map(len, rows))
-        width = max(1, length // 12)
-        points = []
-        for end in range(width, length + 1, max(1, width // 2)):
-            parts = [row[end - width : end] for row in rows if len(row) >= end]
-            points.append((float(end), [math.fsum(part) / len(part) for part in parts]))
-        series.append(_line(label, looks[label], points))
-    panel = Panel("Training accuracy", "training step", "share of right answers", tuple(series),
-                  whole=True)  # fmt: skip
-    say = "Mean over a twelfth of the steps, then over seeds; band: 95 % t interval."
-    return Drawing("Training at their own best rates", (panel,), (say,))
+    """Training accuracy at every arm's own best rate; under adaptive-kl in a panel of its own."""
+    looks = _styles(found)
+    sides = {"Fixed rates": found.fixed}
+    sides["adaptive-kl"] = [label for label in found.arms if label not in found.fixed]
+    panels = []
+    for title, labels in sides.items():
+        series = [_curve(label, looks[label], found) for label in labels]
+        series = [one for one in series if one.x]
+        if len(series) > _BANDS:
+            series = [replace(one, low=(), high=()) for one in series]
+        if series:
+            panels.append(
+                Panel(title, "training step", "share of right answers", tuple(series), whole=True)
+            )
+    say = (
+        "Training accuracy, the mean over a twelfth of the steps, then over seeds; band: 95 % t "
+        f"interval, where no more than {_BANDS} are drawn."
+    )
+    width = DOUBLE if len(panels) > 1 else SINGLE
+    return Drawing(
+        "Training at their own best rates",
+        tuple(panels),
+        (say,),
+        columns=max(1, len(panels)),
+        width=width,
+    )
+
+
+_BANDS = 6
+"""Curves beyond which bands hide more than they show."""
+
+
+def _curve(label: str, style: Style, found: Comparisons) -> Series:
+    """An arm's training accuracy, smoothed."""
+    records = found.tuned[label].records.values()
+    rows = [record.pass_rates for record in records if record.pass_rates]
+    length = max(map(len, rows), default=0)
+    width = max(1, length // 12)
+    points = []
+    for end in range(width, length + 1, max(1, width // 2)):
+        parts = [row[end - width : end] for row in rows if len(row) >= end]
+        points.append((float(end), [math.fsum(part) / len(part) for part in parts]))
+    return _line(label, style, points)
 
 
 _MOVEMENT = {
-    "first_norm": "|dW| of the first update",
-    "kl_update": "KL per step, nats per token",
-    "kl_base": "KL to the base, nats per token",
+    "first_norm": ("First update", "|dW| (Frobenius)"),
+    "kl_update": ("KL per step", "nats per token"),
+    "kl_base": ("KL to the base", "nats per token"),
 }
 
 
 def movement(found: Comparisons) -> Drawing:
     """Score over how far training moved: first step, updates, distance to the base."""
     looks, panels = _styles(found), []
-    for key, name in _MOVEMENT.items():
+    for key, (title, unit) in _MOVEMENT.items():
         series = [
             _line(label, looks[label], points)
             for label in found.arms
@@ -106,7 +133,7 @@ def movement(found: Comparisons) -> Drawing:
         if series:
             panels.append(
                 Panel(
-                    name, name, "pass@1", tuple(series), log_x=True, bars=True, levels=_base(found)
+                    title, unit, "pass@1", tuple(series), log_x=True, bars=True, levels=_base(found)
                 )
             )
     say = "One point per learning rate: geometric mean over seeds across, mean score up."
