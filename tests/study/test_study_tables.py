@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from study_data import ADAPTIVE, RATES, TEST, Entry, claim, compared
 
@@ -21,7 +22,7 @@ from orthora.study.cost import Cost, cost_of
 from orthora.study.drawings import all_drawings
 from orthora.study.folder import works
 from orthora.study.job import Ending
-from orthora.study.matched import at_equal_norm, at_equal_steps
+from orthora.study.matched import at_equal, at_equal_steps, spreads
 from orthora.study.tables import all_tables
 from orthora.study.view import duration, last_row
 
@@ -45,19 +46,19 @@ LORA = (
 
 def test_at_an_equal_norm_the_reference_is_interpolated_over_its_logarithm():
     rlpo = moved("rlpo", 1e-4, [(math.sqrt(0.1), 0.9), (2.0, 0.8)])
-    (one,) = at_equal_norm(compared(LORA + rlpo))
+    (one,) = at_equal(compared(LORA + rlpo), "first_norm")
     # Seed 0: half way between 0.1 and 1, so 0.4; seed 1: at a point of the reference, 0.6.
     assert (one.arm, one.rate, one.own.seeds, one.difference.seeds) == ("rlpo", 1e-4, 2, 2)
     assert one.own.mean == pytest.approx(0.85)
     assert one.difference.mean == pytest.approx((0.5 + 0.2) / 2)
-    assert one.norm == pytest.approx(math.sqrt(math.sqrt(0.1) * 2.0))
+    assert one.moved == pytest.approx(math.sqrt(math.sqrt(0.1) * 2.0))
     t_1 = 12.70620  # Student's, one degree of freedom
     assert one.difference.high == pytest.approx(0.35 + t_1 * 0.15, rel=1e-5)  # sd / sqrt(2) = 0.15
 
 
 def test_interpolation_is_piecewise_and_by_seed():
     rlpo = moved("rlpo", 1e-4, [(2.0, 0.5), (4.0, 0.5)])
-    (one,) = at_equal_norm(compared(LORA + rlpo))
+    (one,) = at_equal(compared(LORA + rlpo), "first_norm")
     # Seed 0: half way from (1, 0.5) to (4, 0.2); seed 1: half way from (2, 0.6) to (8, 0.1).
     assert one.difference.mean == pytest.approx((0.5 - 0.35 + 0.5 - 0.35) / 2)
 
@@ -65,15 +66,15 @@ def test_interpolation_is_piecewise_and_by_seed():
 @pytest.mark.parametrize("norm", [0.0999, 8.001, None, 0.0, math.nan])
 def test_what_lies_outside_of_the_references_norms_is_left_out(norm: float | None):
     rlpo = moved("rlpo", 1e-3, [(norm, 0.9), (2.0, 0.8)])
-    (one,) = at_equal_norm(compared(LORA + rlpo))
+    (one,) = at_equal(compared(LORA + rlpo), "first_norm")
     assert (one.own.seeds, one.own.mean) == (1, pytest.approx(0.8))
     alone = moved("rlpo", 1e-3, [(norm, 0.9)])
-    assert at_equal_norm(compared(LORA + alone)) == []
+    assert at_equal(compared(LORA + alone), "first_norm") == []
 
 
 def test_the_ends_of_the_references_norms_count():
     rlpo = moved("rlpo", 1e-3, [(0.1, 0.9), (8.0, 0.8)])
-    (one,) = at_equal_norm(compared(LORA + rlpo))
+    (one,) = at_equal(compared(LORA + rlpo), "first_norm")
     assert one.difference.mean == pytest.approx((0.9 - 0.3 + 0.8 - 0.1) / 2)
 
 
@@ -83,8 +84,41 @@ def test_without_two_norms_of_the_reference_nothing_is_compared():
     unmeasured = one_point + moved("lora", 1e-4, [(None, 0.5)])
     unscored = one_point + [replace(e, score=None) for e in moved("lora", 1e-4, [(0.1, 0.5)])]
     for lora in (one_point, unmeasured, unscored):
-        assert at_equal_norm(compared(lora + rlpo)) == []
-    assert at_equal_norm(compared(LORA)) == []  # the reference is beside nothing
+        assert at_equal(compared(lora + rlpo), "first_norm") == []
+    assert at_equal(compared(LORA), "first_norm") == []  # the reference is beside nothing
+
+
+def test_movement_may_be_the_kl_of_a_step():
+    swapped = [
+        replace(one, numbers={"kl_update": one.numbers["first_norm"], "first_norm": 5.0})
+        for one in LORA + moved("rlpo", 1e-4, [(math.sqrt(0.1), 0.9), (2.0, 0.8)])
+    ]
+    (one,) = at_equal(compared(swapped), "kl_update")
+    assert one.difference.mean == pytest.approx((0.5 + 0.2) / 2)
+
+
+def shifted(method: str, by: int) -> list[Entry]:
+    """An arm that moves ten times as far at every rate, ``by`` times, and is as good as that is."""
+    moves, scores = [10.0**k for k in range(-3, 6)], [0.1, 0.2, 0.4, 0.6, 0.7, 0.6, 0.3, 0.1, 0.0]
+    return [
+        one
+        for place, rate in enumerate(RATES)
+        for one in moved(method, rate, [(moves[place + by], scores[place + by])] * 2)
+    ]
+
+
+def test_methods_that_differ_in_how_far_they_move_alone_are_equal_where_they_move_equally_far():
+    arms = shifted("lora", 2) + shifted("rlpo", 3) + shifted("rlmo", 1)
+    rows = spreads(compared(arms), "first_norm")
+    # At its first rate lora moves by 0.1: rlpo begins at 1, so that two arms alone are left.
+    assert [(one.rate, one.moved, one.arms) for one in rows] == [
+        (3e-4, pytest.approx(1.0), 3),
+        (1e-3, pytest.approx(10.0), 3),
+    ]
+    assert [one.at_equal for one in rows] == pytest.approx([0.0, 0.0], abs=1e-12)
+    # 0.6, 0.7, 0.4 at 3e-4 and 0.7, 0.6, 0.6 at 1e-3.
+    assert rows[0].at_rate == pytest.approx(np.std([0.6, 0.7, 0.4], ddof=1))
+    assert rows[1].at_rate == pytest.approx(np.std([0.7, 0.6, 0.6], ddof=1))
 
 
 # At equal steps

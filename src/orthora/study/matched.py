@@ -1,75 +1,141 @@
-"""Comparisons at something else that is equal: the first step's norm, the steps of training."""
+"""Comparisons at something else that is equal: how far training moves, the steps of training."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from orthora.study.compare import Comparisons
 from orthora.study.estimates import Estimate, estimate
 
+Movement = Literal["first_norm", "kl_update"]
+"""Norm of the first update, or mean KL per step of the rollout policy and the updated one."""
+Curve = tuple[Sequence[float], Sequence[float]]
 
-class AtNorm(NamedTuple):
-    """An arm at a rate, beside the reference at an equal first step.
+
+class AtEqual(NamedTuple):
+    """An arm at a rate, beside the reference where that moves as far.
 
     Attributes:
         arm: label.
         rate: its learning rate.
-        norm: of its first update, mean over seeds.
+        moved: how far it moves, geometric mean over seeds.
         own: its score.
-        difference: less the reference's score at that norm; the reference's is interpolated over
-            the logarithm of its norms, seed by seed.
+        difference: less the reference's score where that moves as far; the reference's is
+            interpolated over the logarithm of how far it moves, seed by seed.
     """
 
     arm: str
     rate: float
-    norm: float
+    moved: float
     own: Estimate
     difference: Estimate
 
 
-def at_equal_norm(found: Comparisons) -> list[AtNorm]:
-    """Every arm and rate whose first-step norm lies within the reference's, against it."""
+def at_equal(found: Comparisons, key: Movement) -> list[AtEqual]:
+    """Every arm and rate that moves as far as the reference at some rate, against it."""
     rows = []
     for label in found.arms:
         than = found.reference_of(label)
         if than is None:
             continue
-        curves = {seed: _curve(found, than, seed) for seed in _seeds(found, than)}
+        curves = {seed: _curve(found, than, seed, key) for seed in _seeds(found, than)}
         for rate in sorted(found.cells[label]):
             scores = found.at(label, rate)
-            norms = _norms(found, label, rate)
+            moved = _moved(found, label, rate, key)
             own, pairs = [], []
             for seed, score in scores.items():
-                norm, (xs, ys) = norms.get(seed), curves.get(seed, ((), ()))
-                if norm is None or len(xs) < 2 or not xs[0] <= math.log(norm) <= xs[-1]:
+                far, (xs, ys) = moved.get(seed), curves.get(seed, ((), ()))
+                if far is None or len(xs) < 2 or not xs[0] <= math.log(far) <= xs[-1]:
                     continue
                 own.append(float(score))
-                pairs.append(float(score) - float(np.interp(math.log(norm), xs, ys)))
+                pairs.append(float(score) - float(np.interp(math.log(far), xs, ys)))
             if pairs:
-                mean = math.exp(math.fsum(map(math.log, norms.values())) / len(norms))
-                rows.append(AtNorm(label, rate, mean, estimate(own), estimate(pairs)))
+                rows.append(AtEqual(label, rate, _middle(moved), estimate(own), estimate(pairs)))
     return rows
+
+
+class Spread(NamedTuple):
+    """How far methods lie apart: at a rate that all have, and where all move equally far.
+
+    Attributes:
+        rate: of the reference.
+        moved: how far the reference moves there, geometric mean over seeds.
+        arms: how many are compared: those that have this rate, and move as far at some rate.
+        at_rate: standard deviation over the arms of their mean scores at that rate.
+        at_equal: the same where each moves as far as the reference, interpolated over the logarithm
+            of how far it moves.
+    """
+
+    rate: float
+    moved: float
+    arms: int
+    at_rate: float
+    at_equal: float
+
+
+def spreads(found: Comparisons, key: Movement) -> list[Spread]:
+    """What is left of the differences between arms with fixed rates where all move equally far."""
+    reference = found.results.spec.reference
+    curves = {label: _mean_curve(found, label, key) for label in found.fixed}
+    rows = []
+    for rate in sorted(found.cells.get(reference, {})):
+        moved = _moved(found, reference, rate, key)
+        if not moved:
+            continue
+        far = _middle(moved)
+        pairs = []
+        for label, (xs, ys) in curves.items():
+            scores = found.at(label, rate)
+            if scores and len(xs) > 1 and xs[0] <= math.log(far) <= xs[-1]:
+                there = float(np.interp(math.log(far), xs, ys))
+                pairs.append((float(np.mean([*map(float, scores.values())])), there))
+        if len(pairs) > 2:
+            at_rate, at_far = np.std(np.array(pairs), axis=0, ddof=1)
+            rows.append(Spread(rate, far, len(pairs), float(at_rate), float(at_far)))
+    return rows
+
+
+def _middle(moved: dict[int, float]) -> float:
+    """Geometric mean over seeds."""
+    return math.exp(math.fsum(map(math.log, moved.values())) / len(moved))
 
 
 def _seeds(found: Comparisons, label: str) -> list[int]:
     return sorted({seed for by_seed in found.cells[label].values() for seed in by_seed})
 
 
-def _norms(found: Comparisons, label: str, rate: float) -> dict[int, float]:
+def _moved(found: Comparisons, label: str, rate: float, key: Movement) -> dict[int, float]:
+    """How far an arm moves at a rate, by seed."""
     records = found.cells[label].get(rate, {})
-    norms = {seed: record.numbers["first_norm"] for seed, record in records.items()}
-    return {seed: norm for seed, norm in norms.items() if norm and norm > 0}
+    moved = {seed: record.numbers[key] for seed, record in records.items()}
+    return {seed: far for seed, far in moved.items() if far and 0 < far < math.inf}
 
 
-def _curve(found: Comparisons, label: str, seed: int) -> tuple[Sequence[float], Sequence[float]]:
-    """Scores of one seed over the logarithm of the first-step norm, rising."""
+def _curve(found: Comparisons, label: str, seed: int, key: Movement) -> Curve:
+    """Scores of one seed over the logarithm of how far it moves, rising."""
     points = []
     for rate in found.cells[label]:
-        norm, score = _norms(found, label, rate).get(seed), found.at(label, rate).get(seed)
-        if norm is not None and score is not None:
-            points.append((math.log(norm), float(score)))
+        far = _moved(found, label, rate, key).get(seed)
+        score = found.at(label, rate).get(seed)
+        if far is not None and score is not None:
+            points.append((math.log(far), float(score)))
+    return _rising(points)
+
+
+def _mean_curve(found: Comparisons, label: str, key: Movement) -> Curve:
+    """The same of all seeds together."""
+    points = []
+    for rate in found.cells[label]:
+        moved, scores = _moved(found, label, rate, key), found.at(label, rate)
+        if moved and scores:
+            mean = float(np.mean([*map(float, scores.values())]))
+            points.append((math.log(_middle(moved)), mean))
+    return _rising(points)
+
+
+def _rising(points: Sequence[tuple[float, float]]) -> Curve:
     xs, ys = zip(*sorted(points), strict=True) if points else ((), ())
     return xs, ys
 

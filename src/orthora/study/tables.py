@@ -8,7 +8,7 @@ from orthora.runs import rate_text
 from orthora.study.claims import Verdict
 from orthora.study.compare import Comparisons, Paired, Tuned
 from orthora.study.estimates import Estimate, estimate
-from orthora.study.matched import SHARES, at_equal_norm, at_equal_steps
+from orthora.study.matched import SHARES, Movement, at_equal, at_equal_steps, spreads
 from orthora.study.results import Results
 from orthora.study.view import duration
 
@@ -156,20 +156,47 @@ def sensitivity(found: Comparisons) -> TextTable:
                      (_INTERVALS, _collapsed_means(found.results)))  # fmt: skip
 
 
-def equal_norm(found: Comparisons) -> TextTable:
-    """Arms beside the reference at an equal norm of the first update."""
+_MOVED: dict[Movement, tuple[str, str]] = {
+    "first_norm": ("At an equal first step", "|dW| of the first update"),
+    "kl_update": ("At an equal KL per step", "KL per step, nats per token"),
+}
+
+
+def equal_movement(found: Comparisons, key: Movement) -> TextTable:
+    """Arms beside the reference where it moves as far."""
+    title, name = _MOVED[key]
     rows = [
-        (one.arm, rate_text(one.rate), f"{one.norm:.3g}", of_estimate(one.own),
+        (one.arm, rate_text(one.rate), f"{one.moved:.3g}", of_estimate(one.own),
          of_estimate(one.difference, "+"), str(one.difference.seeds))
-        for one in at_equal_norm(found)
+        for one in at_equal(found, key)
     ]  # fmt: skip
-    head = ("arm", "rate", "|dW| of the first update", "pass@1", "less the reference's", "seeds")
+    head = ("arm", "rate", name, "pass@1", "less the reference's", "seeds")
     say = (
-        "The reference's score is interpolated over the logarithm of its own first norms, seed by "
-        "seed; rates that lie outside of them are left out. Not corrected for their number.",
+        "The reference's score is interpolated over the logarithm of its own, seed by seed; rates "
+        "that lie outside of them are left out. Not corrected for their number.",
         _INTERVALS,
     )
-    return TextTable("At an equal first step", head, tuple(rows), say)
+    return TextTable(title, head, tuple(rows), say)
+
+
+def spread(found: Comparisons) -> TextTable:
+    """How far methods lie apart at equal rates, and where they move equally far."""
+    rows = []
+    for key, (_, name) in _MOVED.items():
+        rows += [
+            (name, rate_text(one.rate), f"{one.moved:.3g}", str(one.arms), f"{one.at_rate:.3f}",
+             f"{one.at_equal:.3f}")
+            for one in spreads(found, key)
+        ]  # fmt: skip
+    reference = found.results.spec.reference
+    head = ("equal", f"{reference}'s rate", "which moves it by", "methods", "apart at this rate",
+            "apart where all move so far")  # fmt: skip
+    say = (
+        "Apart: standard deviation over methods of pass@1, the mean over seeds. Where they move "
+        "equally far it is interpolated over the logarithm of how far; methods that never move so "
+        "far are left out of both.",
+    )
+    return TextTable("What is left of the differences", head, tuple(rows), say)
 
 
 def equal_steps(found: Comparisons) -> TextTable:
@@ -235,7 +262,9 @@ def all_tables(found: Comparisons) -> dict[str, TextTable]:
         "shared-rates": shared_rates(found),
         "shared-differences": shared_differences(found),
         "sensitivity": sensitivity(found),
-        "equal-norm": equal_norm(found),
+        "spread": spread(found),
+        "equal-kl": equal_movement(found, "kl_update"),
+        "equal-norm": equal_movement(found, "first_norm"),
         "equal-steps": equal_steps(found),
         "costs": costs(found),
     }
