@@ -288,6 +288,9 @@ def load_adapter(model: Any, adapter: str) -> Any:
                 f"{settings.peft_type} changes prompts, not weights, and is not evaluated here"
             )
         adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+        loaded: Any = adapted.peft_config["default"]
+        if loaded.peft_type == "ADALORA":
+            loaded.rank_pattern = None  # its layers are cut to their ranks, and would be again
         found = adapted.load_adapter(str(folder), "default")  # once more, for what was left over
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]

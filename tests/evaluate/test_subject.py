@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from conftest import make_model, save_model
 from safetensors.torch import load_file, save_file
 
@@ -12,6 +13,8 @@ from orthora.config import EvalConfig, build, read_toml
 from orthora.evaluate import series
 from orthora.evaluate.contamination import run_of
 from orthora.evaluate.subject import subject_of
+from orthora.models import load_adapter, load_model
+from orthora.trained import trained_model
 
 SMALL = {"task": "arithmetic", "problems": 8, "samples": 2, "max_response_tokens": 40}
 SHORT = {
@@ -33,6 +36,21 @@ def run(request, tmp_path_factory):
         config["learning_rate"] = 1e-3
     orthora.train(config, progress=False)
     return out
+
+
+def test_adalora_whose_ranks_were_cut_is_what_was_trained(tmp_path):
+    config = read_toml("tiny") | SHORT | {"method": "adalora", "steps": 6, "out": str(tmp_path)}
+    orthora.train(config, progress=False)
+    settings = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    kept = [sum(mask) for mask in settings["rank_pattern"].values()]
+    assert min(kept) < max(map(len, settings["rank_pattern"].values()))
+    tokens = torch.arange(12)[None]
+    with torch.no_grad():
+        wanted = trained_model(tmp_path, "float32", "cpu")(tokens).logits
+        found = load_adapter(load_model("tiny", "float32", "cpu"), str(tmp_path))(tokens).logits
+        base = load_model("tiny", "float32", "cpu")(tokens).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert (found - base).abs().max() > 1e-3
 
 
 def samples_of(out):
