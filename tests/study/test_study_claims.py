@@ -386,6 +386,15 @@ def test_equal_when_tuned(rlpo: list[Entry], rlmo: list[Entry], ruling: str):
     assert judged(claim("equal", ["rlpo", "rlmo", "lora"]), *three(rlpo, rlmo)).ruling == ruling
 
 
+def test_a_best_rate_at_an_end_of_those_tried_is_told():
+    told = judged(claim("worse", ["rlpo"]), LORA, arm("rlpo", {LOW: 0.2, MIDDLE: 0.3, HIGH: 0.4}))
+    assert told.numbers[0].endswith(
+        "The best rate of rlpo is the highest that was tried: another may be better."
+    )
+    inside = judged(claim("worse", ["rlpo"]), LORA, WORSE)
+    assert not any("that was tried" in text for text in inside.numbers)
+
+
 def test_differences_at_the_shared_rate_are_told_alone_and_together():
     unsure = arm("rlpo", {LOW: 0.5, MIDDLE: 0.546, HIGH: 0.6}, tuple(20 * one for one in QUIET))
     sure = [replace(one, method="rlmo") for one in arm("rlpo", {LOW: 0.5, MIDDLE: 0.3, HIGH: 0.6})]

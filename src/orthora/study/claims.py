@@ -330,7 +330,12 @@ def _sentence(one: Paired, view: View, found: Comparisons) -> str:
     if one.jointly.known:
         joint = f"; jointly {one.jointly.low:+.3f} to {one.jointly.high:+.3f}"
     test = f"; p {one.p:.3g}, with Holm {one.p_holm:.3g}" if math.isfinite(one.p) else ""
-    return f"{one.arm} less {one.than}, {where}: {_text(one.alone)}{joint}{test}."
+    edges = [
+        f" The best rate of {label} is the {edge} that was tried: another may be better."
+        for label in (one.arm, one.than)
+        if view == "tuned" and (edge := found.at_the_edge(label))
+    ]
+    return f"{one.arm} less {one.than}, {where}: {_text(one.alone)}{joint}{test}.{''.join(edges)}"
 
 
 def _text(one: Estimate) -> str:

@@ -89,6 +89,13 @@ class Comparisons:
             by_rate.setdefault(record.cell.rate, {})[record.cell.seed] = record
         self.tuned = {label: self._tune(label) for label in self.arms}
 
+    def at_the_edge(self, label: str) -> str:
+        """``highest`` or ``lowest`` where an arm's best rate is an end of those tried, else ""."""
+        rates, best = sorted(self.cells[label]), self.tuned[label].rate
+        if len(rates) < 2 or best not in (rates[0], rates[-1]):
+            return ""
+        return "highest" if best == rates[-1] else "lowest"
+
     @property
     def rates(self) -> list[float]:
         """All fixed learning rates, rising."""

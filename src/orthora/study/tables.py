@@ -41,6 +41,7 @@ def best_rates(found: Comparisons) -> TextTable:
     for label, tuned in _sorted(found):
         picks = ", ".join(f"{rate_text(r)} ({n})" for r, n in sorted(tuned.picks.items()))
         best = rate_text(tuned.rate) if math.isfinite(tuned.rate) else _DASH
+        best += f" ({edge} tried)" if (edge := found.at_the_edge(label)) else ""
         kl = [one.numbers["kl_base"] for one in tuned.records.values()]
         known = [value for value in kl if value is not None]
         cells = (
