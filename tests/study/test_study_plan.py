@@ -744,3 +744,13 @@ def test_ten_thousand_cells_are_planned_in_little_memory():
     print(f"{count:.0f} cells: {seconds:.2f} s of CPU, {megabytes:.0f} MB at most")
     assert count == 10_000
     assert megabytes < 300
+
+
+def test_a_plan_needs_no_model_library():
+    """They would take more memory and time than ten thousand cells."""
+    code = (
+        "import sys; from orthora.study.plan import plan; from orthora.study.run import run_study; "
+        "print([m for m in ('transformers', 'peft', 'trl', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from orthora.checkpoint import json_object
 from orthora.config import read_toml
-from orthora.evaluate.folder import CONFIG, problems_digest
 from orthora.study.folder import Work
 from orthora.study.job import evaluation_folder
 
@@ -76,6 +75,8 @@ def _facts(work: Work) -> Iterator[_Fact]:
         for package in _VERSIONS:
             if package in made:
                 yield _Fact(f"the version of {package}", "", made[package], name)
+    from orthora.evaluate.folder import CONFIG, problems_digest  # brings torch; a plan needs none
+
     for evaluation, settings in work.job.evaluations.items():
         folder = evaluation_folder(run, evaluation, settings)
         if (folder / CONFIG).is_file():
