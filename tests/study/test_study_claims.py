@@ -21,7 +21,8 @@ NOT, OPEN = "does not hold", "cannot be told here"
 QUIET = (3, -2, 1, -4, 2, 0, -1, 1)
 """What seeds add, in 1024ths; they sum to 0."""
 LOUD = tuple(60 * one for one in QUIET)
-LOW, MIDDLE, HIGH = RATES[:3]
+LOWEST = 3e-5
+LOW, MIDDLE, HIGH, HIGHEST = RATES
 
 
 def arm(
@@ -69,7 +70,9 @@ LORA = arm("lora", {LOW: 0.5, MIDDLE: 0.6, HIGH: 0.55})
 BETTER = arm("rlpo", {LOW: 0.6, MIDDLE: 0.7, HIGH: 0.3})
 WORSE = arm("rlpo", {LOW: 0.5, MIDDLE: 0.52, HIGH: 0.3})
 SAME = arm("rlpo", {LOW: 0.4, MIDDLE: 0.6, HIGH: 0.55})
-EARLY = arm("rlpo", {LOW: 0.6, MIDDLE: 0.3, HIGH: 0.3})  # as good at its own rate, bad at lora's
+EARLY = arm(
+    "rlpo", {LOWEST: 0.5, LOW: 0.6, MIDDLE: 0.3, HIGH: 0.3}
+)  # as good at its own rate, bad at lora's
 NOISY = arm("rlpo", {LOW: 0.3, MIDDLE: 0.63, HIGH: 0.3}, LOUD)
 FLATTERED = arm("rlpo", {LOW: 0.6, MIDDLE: 0.7}, select={LOW: 0.9, MIDDLE: 0.8})
 """Better at lora's rate, but another one is picked."""
@@ -155,7 +158,7 @@ def test_numbers_of_a_verdict_are_those_of_the_comparison():
 # Collapse
 
 
-FALLEN = arm("rlpo", {LOW: 0.1, MIDDLE: 0.1, HIGH: 0.05})
+FALLEN = arm("rlpo", {LOW: 0.05, MIDDLE: 0.1, HIGH: 0.05})
 FALLEN_THERE = arm("rlpo", {LOW: 0.6, MIDDLE: 0.1, HIGH: 0.05})
 
 
@@ -185,7 +188,7 @@ def test_collapses(rlpo: list[Entry], ruling: str):
 
 
 def test_collapse_at_a_shared_rate_takes_most_of_the_runs_there():
-    rates = {LOW: 0.6, MIDDLE: 0.6, HIGH: 0.6}
+    rates = {LOW: 0.6, MIDDLE: 0.62, HIGH: 0.6}
     for count, ruling in ((4, OPEN), (5, SHARED)):
         rlpo = [
             replace(one, score=Fraction(1, 100)) if one.rate == HIGH and one.seed < count else one
@@ -208,7 +211,10 @@ def test_collapse_where_the_reference_collapses_too_says_nothing():
 
 def test_what_training_ended_has_collapsed():
     ended = [replace(one, by_training=True, state="failed", score=Fraction(0)) for one in SAME]
-    assert judged(claim("collapses", ["rlpo"]), LORA, ended).ruling == HOLDS
+    verdict = judged(claim("collapses", ["rlpo"]), LORA, ended)
+    assert verdict.ruling == SHARED  # at a lower rate than all that were tried it might not have
+    assert verdict.numbers[0].startswith("rlpo: 8 of 8 runs collapsed at its own best rate")
+    assert verdict.numbers[0].endswith("is the lowest that was tried: another may be better.")
 
 
 def test_two_seeds_do_not_tell_whether_most_collapse():
@@ -395,6 +401,60 @@ def test_a_best_rate_at_an_end_of_those_tried_is_told():
     assert not any("that was tried" in text for text in inside.numbers)
 
 
+RISING = arm("rlpo", {LOW: 0.3, MIDDLE: 0.4, HIGH: 0.5})
+"""Worse than lora, but perhaps not at a higher rate than was tried."""
+HIGHER = arm("rlpo", {LOW: 0.3, MIDDLE: 0.65, HIGH: 0.7})
+ALIKE = arm("rlpo", {LOW: 0.4, MIDDLE: 0.602, HIGH: 0.6, HIGHEST: 0.5})
+RISING_LORA = arm("lora", {LOW: 0.4, MIDDLE: 0.5, HIGH: 0.6})
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora", "rlpo", "ruling"),
+    [
+        ("worse", LORA, RISING, SHARED),
+        ("better", LORA, RISING, OPEN),  # not refuted
+        ("better", LORA, HIGHER, HOLDS),  # what is better already
+        ("worse", LORA, HIGHER, NOT),
+        ("better", RISING_LORA, BETTER, OPEN),  # nor is lora's best known
+        ("worse", RISING_LORA, WORSE, HOLDS),
+        ("better", RISING_LORA, WORSE, NOT),
+        ("better", RISING_LORA, RISING, OPEN),
+        ("worse", RISING_LORA, RISING, SHARED),
+        ("worse", RISING_LORA, ALIKE, OPEN),  # within the margin of what was seen
+    ],
+)
+def test_nothing_is_held_against_an_arm_whose_sweep_is_unfinished(
+    kind: str, lora: list[Entry], rlpo: list[Entry], ruling: str
+):
+    assert judged(claim(kind, ["rlpo"]), lora, rlpo).ruling == ruling
+
+
+def test_equality_takes_finished_sweeps():
+    rising = arm("rlpo", {LOW: 0.3, MIDDLE: 0.3, HIGH: 0.6})
+    three_arms = three(rising, EARLY)
+    assert judged(claim("equal", ["rlpo", "rlmo", "lora"]), *three_arms).ruling == OPEN
+    far = three(arm("rlpo", {LOW: 0.5, MIDDLE: 0.6, HIGH: 0.8}), EARLY)
+    assert judged(claim("equal", ["rlpo", "rlmo", "lora"]), *far).ruling == NOT
+
+
+def test_an_order_takes_finished_sweeps():
+    rlmo = arm("rlmo", {LOW: 0.3, MIDDLE: 0.65, HIGH: 0.68})
+    order = claim("order", ["rlpo", "rlmo", "lora"])
+    assert judged(order, LORA, BETTER, rlmo).ruling == HOLDS
+    assert judged(order, RISING_LORA, BETTER, rlmo).ruling == OPEN
+    lower = claim("order", ["rlpo", "lora"], lower_kl=True)
+    assert judged(lower, with_kl(LORA, 0.02), with_kl(BETTER, 0.01)).ruling == HOLDS
+    assert judged(lower, with_kl(LORA, 0.02), with_kl(HIGHER, 0.01)).ruling == SHARED
+    assert judged(lower, with_kl(LORA, 0.02), with_kl(HIGHER, 0.03)).ruling == OPEN
+    assert judged(lower, with_kl(LORA, 0.02), with_kl(BETTER, 0.03)).ruling == NOT
+
+
+def test_no_sweep_takes_a_finished_sweep():
+    rising = arm("rlpo", {LOW: 0.4, MIDDLE: 0.5, HIGH: 0.6})
+    assert judged(NO_SWEEP, LORA, rising, steered(0.7)).ruling == OPEN
+    assert judged(NO_SWEEP, LORA, rising, steered(0.55)).ruling == NOT
+
+
 def test_differences_at_the_shared_rate_are_told_alone_and_together():
     unsure = arm("rlpo", {LOW: 0.5, MIDDLE: 0.546, HIGH: 0.6}, tuple(20 * one for one in QUIET))
     sure = [replace(one, method="rlmo") for one in arm("rlpo", {LOW: 0.5, MIDDLE: 0.3, HIGH: 0.6})]
@@ -412,7 +472,7 @@ def steered(score: float, noise: Sequence[int] = QUIET) -> list[Entry]:
     return arm("rlpo", {MIDDLE: score}, noise, settings=ADAPTIVE)
 
 
-SWEPT = arm("rlpo", {LOW: 0.4, MIDDLE: 0.5, HIGH: 0.6})
+SWEPT = arm("rlpo", {LOW: 0.4, MIDDLE: 0.5, HIGH: 0.6, HIGHEST: 0.5})
 NO_SWEEP = claim("no-sweep", ["rlpo, adaptive-kl"])
 
 

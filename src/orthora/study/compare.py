@@ -48,6 +48,9 @@ class Paired:
             number of rates); exact up to 12 seeds, and then never below 2^(1 - seeds), beyond them
             by 20,000 random exchanges. NaN for tuned arms that were not tried at the same rates.
         p_holm: corrected for the family's comparisons by Holm's method.
+        lower: whether it may be lower than what was seen: the second arm's best rate is an end of
+            those tried, and it may have a better one (tuned only).
+        higher: the same of the first arm.
     """
 
     arm: str
@@ -57,6 +60,18 @@ class Paired:
     jointly: Estimate
     p: float
     p_holm: float
+    lower: bool = False
+    higher: bool = False
+
+    @property
+    def judged(self) -> Estimate:
+        """``alone``, open on the side on which an arm's sweep has not found its best rate."""
+        return self.alone.opened(self.lower, self.higher)
+
+    @property
+    def judged_jointly(self) -> Estimate:
+        """``jointly``, open in the same way."""
+        return self.jointly.opened(self.lower, self.higher)
 
 
 @dataclass(frozen=True)
@@ -214,7 +229,8 @@ class Comparisons:
             levels = [self._interval(arm, than, view, values, level) for level in (LEVEL, joint)]
             corrected = next(known) if values and math.isfinite(p) else p
             alone, jointly = levels
-            found.append(Paired(arm, than, estimate(values), alone, jointly, p, corrected))
+            edges = [view == "tuned" and bool(self.at_the_edge(one)) for one in (than, arm)]
+            found.append(Paired(arm, than, estimate(values), alone, jointly, p, corrected, *edges))
         return found
 
     def _interval(

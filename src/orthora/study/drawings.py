@@ -8,6 +8,7 @@ from orthora.figures.panels import Drawing, Panel, Series
 from orthora.figures.style import DOUBLE, SINGLE, Style, styles_of
 from orthora.study.compare import Comparisons
 from orthora.study.estimates import estimate
+from orthora.study.matched import Movement, middle, moved_by_seed
 
 _SEEDS = "Mean over seeds; 95 % t interval over seeds."
 
@@ -114,7 +115,7 @@ def _curve(label: str, style: Style, found: Comparisons) -> Series:
     return _line(label, style, points)
 
 
-_MOVEMENT = {
+_MOVEMENT: dict[Movement, tuple[str, str]] = {
     "first_norm": ("First update", "|dW| (Frobenius)"),
     "kl_update": ("KL per step", "nats per token"),
     "kl_base": ("KL to the base", "nats per token"),
@@ -143,16 +144,13 @@ def movement(found: Comparisons) -> Drawing:
     )
 
 
-def _moved(found: Comparisons, label: str, key: str) -> list[tuple[float, list[float]]]:
+def _moved(found: Comparisons, label: str, key: Movement) -> list[tuple[float, list[float]]]:
     """An arm's points, by how far they moved."""
     points = []
-    for rate, records in found.cells[label].items():
-        scores = found.at(label, rate)
-        values = [records[seed].numbers[key] for seed in scores]
-        known = [value for value in values if value is not None and value > 0]
-        if known:
-            middle = math.exp(math.fsum(map(math.log, known)) / len(known))
-            points.append((middle, [*map(float, scores.values())]))
+    for rate in found.cells[label]:
+        scores, moved = found.at(label, rate), moved_by_seed(found, label, rate, key)
+        if scores and moved:
+            points.append((middle(moved), [*map(float, scores.values())]))
     return sorted(points)
 
 

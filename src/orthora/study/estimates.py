@@ -34,7 +34,7 @@ class Estimate(NamedTuple):
     @property
     def known(self) -> bool:
         """Whether there is an interval."""
-        return math.isfinite(self.low)
+        return not math.isnan(self.low)
 
     @property
     def sign(self) -> int:
@@ -56,6 +56,14 @@ class Estimate(NamedTuple):
     def within(self, margin: float) -> bool:
         """Whether the interval lies inside the margin."""
         return self.above(-margin) and self.high < margin
+
+    def opened(self, below: bool, above: bool) -> "Estimate":
+        """The same, if it is known, without the lower or the upper bound."""
+        if not self.known:
+            return self
+        return self._replace(
+            low=-math.inf if below else self.low, high=math.inf if above else self.high
+        )
 
 
 def estimate(values: Sequence[float | Fraction], level: float = LEVEL) -> Estimate:

@@ -9,8 +9,9 @@ import numpy as np
 from orthora.study.compare import Comparisons
 from orthora.study.estimates import Estimate, estimate
 
-Movement = Literal["first_norm", "kl_update"]
-"""Norm of the first update, or mean KL per step of the rollout policy and the updated one."""
+Movement = Literal["first_norm", "kl_update", "kl_base"]
+"""Norm of the first update, mean KL per step of the rollout policy and the updated one, or KL to
+the base at the end."""
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
@@ -43,7 +44,7 @@ def at_equal(found: Comparisons, key: Movement) -> list[AtEqual]:
         curves = {seed: _curve(found, than, seed, key) for seed in _seeds(found, than)}
         for rate in sorted(found.cells[label]):
             scores = found.at(label, rate)
-            moved = _moved(found, label, rate, key)
+            moved = moved_by_seed(found, label, rate, key)
             own, pairs = [], []
             for seed, score in scores.items():
                 far, (xs, ys) = moved.get(seed), curves.get(seed, ((), ()))
@@ -52,7 +53,7 @@ def at_equal(found: Comparisons, key: Movement) -> list[AtEqual]:
                 own.append(float(score))
                 pairs.append(float(score) - float(np.interp(math.log(far), xs, ys)))
             if pairs:
-                rows.append(AtEqual(label, rate, _middle(moved), estimate(own), estimate(pairs)))
+                rows.append(AtEqual(label, rate, middle(moved), estimate(own), estimate(pairs)))
     return rows
 
 
@@ -81,10 +82,10 @@ def spreads(found: Comparisons, key: Movement) -> list[Spread]:
     curves = {label: _mean_curve(found, label, key) for label in found.fixed}
     rows = []
     for rate in sorted(found.cells.get(reference, {})):
-        moved = _moved(found, reference, rate, key)
+        moved = moved_by_seed(found, reference, rate, key)
         if not moved:
             continue
-        far = _middle(moved)
+        far = middle(moved)
         pairs = []
         for label, (xs, ys) in curves.items():
             scores = found.at(label, rate)
@@ -97,7 +98,7 @@ def spreads(found: Comparisons, key: Movement) -> list[Spread]:
     return rows
 
 
-def _middle(moved: dict[int, float]) -> float:
+def middle(moved: dict[int, float]) -> float:
     """Geometric mean over seeds."""
     return math.exp(math.fsum(map(math.log, moved.values())) / len(moved))
 
@@ -106,7 +107,7 @@ def _seeds(found: Comparisons, label: str) -> list[int]:
     return sorted({seed for by_seed in found.cells[label].values() for seed in by_seed})
 
 
-def _moved(found: Comparisons, label: str, rate: float, key: Movement) -> dict[int, float]:
+def moved_by_seed(found: Comparisons, label: str, rate: float, key: Movement) -> dict[int, float]:
     """How far an arm moves at a rate, by seed."""
     records = found.cells[label].get(rate, {})
     moved = {seed: record.numbers[key] for seed, record in records.items()}
@@ -117,7 +118,7 @@ def _curve(found: Comparisons, label: str, seed: int, key: Movement) -> Curve:
     """Scores of one seed over the logarithm of how far it moves, rising."""
     points = []
     for rate in found.cells[label]:
-        far = _moved(found, label, rate, key).get(seed)
+        far = moved_by_seed(found, label, rate, key).get(seed)
         score = found.at(label, rate).get(seed)
         if far is not None and score is not None:
             points.append((math.log(far), float(score)))
@@ -128,10 +129,10 @@ def _mean_curve(found: Comparisons, label: str, key: Movement) -> Curve:
     """The same of all seeds together."""
     points = []
     for rate in found.cells[label]:
-        moved, scores = _moved(found, label, rate, key), found.at(label, rate)
+        moved, scores = moved_by_seed(found, label, rate, key), found.at(label, rate)
         if moved and scores:
             mean = float(np.mean([*map(float, scores.values())]))
-            points.append((math.log(_middle(moved)), mean))
+            points.append((math.log(middle(moved)), mean))
     return _rising(points)
 
 
