@@ -14,7 +14,7 @@ from study_data import ADAPTIVE, TEST, claim
 
 from orthora.config import TrainConfig
 from orthora.study import Cell, StudySpec, load_study, plan
-from orthora.study.arms import arms_of, check_claims
+from orthora.study.arms import arms_of, check_claims, fixed_partner
 from orthora.study.folder import check_owner, opened
 from orthora.study.results import load_results
 
@@ -23,6 +23,7 @@ GRID: dict[str, Any] = {
     "learning_rate": [1e-3, 1e-4],
     "seed": [1, 0],
 }
+STEERED = ADAPTIVE | {"learning_rate": 3e-4}
 
 
 def study(*grid: dict[str, Any], **changes: Any) -> StudySpec:
@@ -437,6 +438,24 @@ def test_arms_are_adaptive_even_if_most_of_the_study_is(fixed: int):
     assert sum(labels(*grids).values()) == 4
 
 
+def test_first_rates_of_adaptive_kl_are_settings():
+    adaptive = GRID | ADAPTIVE | {"kl_target": [1e-3, 2e-3], "learning_rate": [3e-5, 3e-3]}
+    found = labels(GRID, adaptive)
+    expected = {
+        f"{method}{target}, adaptive-kl, from {rate}": True
+        for method in ("lora", "rlpo")
+        for target in (", kl_target 1e-3", "")
+        for rate in ("3e-5", "3e-3")
+    }
+    assert found == expected | {"lora": False, "rlpo": False}
+    one = labels(GRID, GRID | ADAPTIVE | {"learning_rate": 3e-3})
+    assert {"lora, adaptive-kl", "rlpo, adaptive-kl"} < {*one}  # one of all: no need to name it
+    spec = study(GRID, adaptive)
+    arms = {arm.label: arm for arm in arms_of(spec, plan(spec)).values()}
+    for label in expected:
+        assert fixed_partner(label, arms) == label.partition(",")[0]
+
+
 def test_matched_rates_are_rates_of_one_arm():
     grid = GRID | {"learning_rate": ["match-kl:lora@1e-5", "match-kl:lora@1e-4"]}
     assert len(labels(grid)) == 2
@@ -484,7 +503,7 @@ def test_matched_rates_are_rates_of_one_arm():
 )
 def test_claims_about_what_a_study_does_not_have_are_refused(one: Any, message: str):
     fine = claim("better", ["rlpo"], "lora")
-    spec = study(GRID, GRID | ADAPTIVE, claims=[fine, one])
+    spec = study(GRID, GRID | STEERED, claims=[fine, one])
     with pytest.raises(ValueError, match=r"claim 2") as caught:
         check_claims(spec, plan(spec))
     assert str(caught.value).startswith(message)
@@ -503,14 +522,14 @@ def test_claims_about_what_a_study_has_are_let_pass():
         claim("order", ["rlpo", "lora"], lower_kl=True),
         claim("equal", ["rlpo", "lora", adaptive]),
     ]
-    spec = study(GRID, GRID | ADAPTIVE, claims=fine)
+    spec = study(GRID, GRID | STEERED, claims=fine)
     check_claims(spec, plan(spec))
 
 
 def test_two_arms_may_have_one_partner():
     spec = study(
         GRID,
-        GRID | ADAPTIVE,
+        GRID | STEERED,
         claims=[claim("stabler", ["rlpo", "rlpo, adaptive-kl"], "lora", "lora")],
     )
     check_claims(spec, plan(spec))

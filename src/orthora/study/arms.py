@@ -1,4 +1,7 @@
-"""What a study compares: a method with all its settings but learning rate and seed."""
+"""What a study compares: a method with all its settings but learning rate and seed.
+
+A first rate of adaptive-kl is a setting: were it picked like a fixed rate, there would be a sweep.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -34,6 +37,8 @@ def arms_of(spec: StudySpec, cells: Sequence[Cell]) -> dict[str, Arm]:
     keys = sorted({key for cell in cells for key in cell.settings} - {*_APART})
     values = {key: [_value(cell, key) for cell in cells] for key in keys}
     keys = [key for key in keys if any(one != values[key][0] for one in values[key])]
+    adaptive = [cell.get("schedule") == "adaptive-kl" for cell in cells]
+    several = len({_first(cell) for cell, follows in zip(cells, adaptive, strict=True) if follows})
     found = {}
     for place, cell in enumerate(cells):
         words = [
@@ -41,10 +46,10 @@ def arms_of(spec: StudySpec, cells: Sequence[Cell]) -> dict[str, Arm]:
             for key in keys
             if values[key][place] != _value(base, key)
         ]
+        words += [f"from {_first(cell)}"] * (adaptive[place] and several > 1)
         rest = ", ".join(words)
         label = ", ".join(filter(None, (cell.method, rest)))
-        adaptive = cell.settings.get("schedule") == "adaptive-kl"
-        found[cell.name] = Arm(label, cell.method, rest, adaptive)
+        found[cell.name] = Arm(label, cell.method, rest, adaptive[place])
     return found
 
 
@@ -65,10 +70,16 @@ def reference_of(label: str, arms: Mapping[str, Arm], reference: str) -> str | N
 def fixed_partner(label: str, arms: Mapping[str, Arm]) -> str | None:
     """Of an arm under adaptive-kl, the same method at fixed rates."""
     own = arms[label]
-    parts = (p for p in own.rest.split(", ") if p != "adaptive-kl" and not p.startswith("kl_"))
+    of_kl = ("adaptive-kl", "kl_", "from ")
+    parts = (part for part in own.rest.split(", ") if not part.startswith(of_kl))
     rest = ", ".join(parts)
     same = (o for o in arms.values() if o.method == own.method and o.rest == rest)
     return next((one.label for one in same if not one.adaptive), None)
+
+
+def _first(cell: Cell) -> str:
+    """Where adaptive-kl begins."""
+    return cell.get("learning_rate_match") or rate_text(cell.rate)
 
 
 def _value(cell: Cell, key: str) -> Any:
