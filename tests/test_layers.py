@@ -34,6 +34,7 @@ ROWS = [  # from low to high; a unit imports from itself and from lower rows onl
     ["report"],
     ["study"],
     ["demo", "flags"],
+    ["commands"],
     ["cli"],
     ["__main__"],
 ]
