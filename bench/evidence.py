@@ -92,7 +92,7 @@ def kinds() -> list[str]:
 
 def table_of_methods(found: Evidence, mark: int) -> list[str]:
     """Pass@1 by method: each fixed rate, the swept best, each adaptive setting."""
-    heads = [f"fixed {lr:g}" for lr in steer.FIXED] + ["swept best"]
+    heads = [f"fixed {lr:g}" for lr in steer.FIXED] + ["best by validation"]
     heads += [f"{t:g} from {lr:g}" for t in steer.TARGETS for lr in steer.STARTS]
     lines = [f"| method | {' | '.join(heads)} |", f"| --- |{' --- |' * len(heads)}"]
     columns: list[list[float]] = []
@@ -149,7 +149,7 @@ def main_comparison(found: Evidence) -> list[str]:
     """One adaptive setting against the fixed rates, on every seed that has these runs."""
     kind, first = f"adaptive {steer.TARGETS[1]:g}", steer.STARTS[1]
     rates = steer.FIXED[1:3]
-    heads = [f"fixed {lr:g}" for lr in rates] + [f"{kind} from {first:g}", "less the better rate"]
+    heads = [f"fixed {lr:g}" for lr in rates] + [f"{kind} from {first:g}", "less the shared rate"]
     lines = [f"| method | {' | '.join(heads)} |", "| --- | --- | --- | --- | --- |"]
     mark = steer.MARKS[-1]
     settings = [("fixed", lr) for lr in rates] + [(kind, first)]

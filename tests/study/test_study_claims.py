@@ -57,6 +57,11 @@ def arm(
     ]
 
 
+def peak(mean: float) -> dict[float, float]:
+    """A sweep whose best rate is none of its ends."""
+    return {LOW: mean - 0.1, MIDDLE: mean, HIGH: mean - 0.1}
+
+
 def judged(one: ClaimConfig, *arms: list[Entry], **changes: Any) -> Verdict:
     """The verdict on a claim; the base model scores 0.5."""
     cells = [cell for cells in arms for cell in cells]
@@ -102,7 +107,7 @@ def test_better_and_worse(kind: str, rlpo: list[Entry], ruling: str):
 
 
 def test_every_one_of_several_must_be_better():
-    rlmo = arm("rlmo", {MIDDLE: 0.9})
+    rlmo = arm("rlmo", peak(0.9))
     both = claim("better", ["rlpo", "rlmo"])
     assert judged(both, LORA, BETTER, rlmo).ruling == HOLDS
     assert judged(both, LORA, NOISY, rlmo).ruling == OPEN
@@ -113,28 +118,28 @@ def test_every_one_of_several_must_be_better():
 
 
 def test_a_margin_decides_what_is_as_good():
-    slight = arm("rlpo", {MIDDLE: 0.61}, [5 * one for one in QUIET])
+    slight = arm("rlpo", peak(0.61), [5 * one for one in QUIET])
     assert judged(claim("worse", ["rlpo"]), LORA, slight).ruling == NOT
-    off = arm("rlpo", {MIDDLE: 0.6}, [5 * one for one in QUIET])
+    off = arm("rlpo", peak(0.6), [5 * one for one in QUIET])
     assert judged(claim("better", ["rlpo"]), LORA, off).ruling == NOT
     assert judged(claim("better", ["rlpo"]), LORA, off, margin=0.005).ruling == OPEN
 
 
-THREE = arm("rlpo", {MIDDLE: 0.625}, [10 * one for one in QUIET])
+THREE = arm("rlpo", peak(0.625), [10 * one for one in QUIET])
 """Above lora by three standard errors, which is clear alone and not among six."""
 NAMES = ("rlmo", "pissa", "olora", "milora", "dora")
 
 
 def test_what_all_comparisons_bear_out_needs_no_correction():
-    lora = arm("lora", {MIDDLE: 0.6})
-    others = [arm(name, {MIDDLE: 0.8}) for name in NAMES]
+    lora = arm("lora", peak(0.6))
+    others = [arm(name, peak(0.8)) for name in NAMES]
     assert judged(claim("better", ["rlpo"]), lora, THREE).ruling == HOLDS
     assert judged(claim("better", ["rlpo", *NAMES]), lora, THREE, *others).ruling == HOLDS
 
 
 def test_what_one_of_many_speaks_against_does():
-    lora = arm("lora", {MIDDLE: 0.6})
-    others = [arm(name, {MIDDLE: 0.4}) for name in NAMES]
+    lora = arm("lora", peak(0.6))
+    others = [arm(name, peak(0.4)) for name in NAMES]
     assert judged(claim("worse", ["rlpo"]), lora, THREE).ruling == NOT
     assert judged(claim("worse", ["rlpo", *NAMES]), lora, THREE, *others).ruling == OPEN
 
@@ -214,7 +219,7 @@ def test_what_training_ended_has_collapsed():
     verdict = judged(claim("collapses", ["rlpo"]), LORA, ended)
     assert verdict.ruling == SHARED  # at a lower rate than all that were tried it might not have
     assert verdict.numbers[0].startswith("rlpo: 8 of 8 runs collapsed at its own best rate")
-    assert verdict.numbers[0].endswith("is the lowest that was tried: another may be better.")
+    assert verdict.numbers[0].endswith("is the lowest one that was tried: another may be better.")
 
 
 def test_two_seeds_do_not_tell_whether_most_collapse():
@@ -255,7 +260,7 @@ ORDER = ["rlmo", "rlpo", "lora"]
         (TOP, BETTER, HOLDS),
         (TOP, SAME, HOLDS),  # the last may equal the one before
         (BETTER, BETTER, HOLDS),
-        (TOP, NOISY, HOLDS),
+        (TOP, NOISY, OPEN),  # that the middle is as good as the last is not shown
         (SAME, SAME, NOT),  # the first is within the margin of the last
         (WORSE, SAME, NOT),
         (BETTER, TOP, NOT),  # the second is clearly above the first
@@ -308,7 +313,7 @@ def test_of_several_a_higher_kl_must_be_clear_jointly():
     """Higher by three standard errors: clear alone, and not among six."""
     names = ["rlpo", *NAMES]
     steps = dict(zip(names, (0.85, 0.82, 0.79, 0.76, 0.73, 0.70), strict=True))
-    arms = [with_kl(arm(name, {MIDDLE: steps[name]}), 0.01) for name in names]
+    arms = [with_kl(arm(name, peak(steps[name])), 0.01) for name in names]
     noise = [25e-5 * one for one in QUIET]
     lora = [replace(one, numbers={"kl_base": 0.02}) for one in LORA]
     near = [replace(one, numbers={"kl_base": 0.02 + 6.1e-4 + noise[one.seed]}) for one in arms[0]]
@@ -395,7 +400,7 @@ def test_equal_when_tuned(rlpo: list[Entry], rlmo: list[Entry], ruling: str):
 def test_a_best_rate_at_an_end_of_those_tried_is_told():
     told = judged(claim("worse", ["rlpo"]), LORA, arm("rlpo", {LOW: 0.2, MIDDLE: 0.3, HIGH: 0.4}))
     assert told.numbers[0].endswith(
-        "The best rate of rlpo is the highest that was tried: another may be better."
+        "The best rate of rlpo is the highest one that was tried: another may be better."
     )
     inside = judged(claim("worse", ["rlpo"]), LORA, WORSE)
     assert not any("that was tried" in text for text in inside.numbers)
@@ -438,15 +443,51 @@ def test_equality_takes_finished_sweeps():
 
 
 def test_an_order_takes_finished_sweeps():
-    rlmo = arm("rlmo", {LOW: 0.3, MIDDLE: 0.65, HIGH: 0.68})
     order = claim("order", ["rlpo", "rlmo", "lora"])
+    rlmo = arm("rlmo", {LOW: 0.3, MIDDLE: 0.65, HIGH: 0.3})
     assert judged(order, LORA, BETTER, rlmo).ruling == HOLDS
     assert judged(order, RISING_LORA, BETTER, rlmo).ruling == OPEN
+    # What is above the first already is no less so as the first may have a better rate.
+    higher = arm("rlmo", {LOW: 0.5, MIDDLE: 0.9, HIGH: 0.4})
+    assert judged(order, LORA, BETTER, higher).ruling == NOT
+    assert judged(order, LORA, HIGHER, higher).ruling == OPEN
     lower = claim("order", ["rlpo", "lora"], lower_kl=True)
     assert judged(lower, with_kl(LORA, 0.02), with_kl(BETTER, 0.01)).ruling == HOLDS
     assert judged(lower, with_kl(LORA, 0.02), with_kl(HIGHER, 0.01)).ruling == SHARED
     assert judged(lower, with_kl(LORA, 0.02), with_kl(HIGHER, 0.03)).ruling == OPEN
     assert judged(lower, with_kl(LORA, 0.02), with_kl(BETTER, 0.03)).ruling == NOT
+
+
+def test_the_only_rate_tried_may_not_be_the_best():
+    one = arm("rlpo", {MIDDLE: 0.7})
+    assert judged(claim("better", ["rlpo"]), LORA, one).ruling == HOLDS  # at whatever rate
+    assert judged(claim("worse", ["rlpo"]), LORA, arm("rlpo", {MIDDLE: 0.5})).ruling == SHARED
+    verdict = judged(claim("better", ["rlpo"]), arm("lora", {MIDDLE: 0.6}), one)
+    assert verdict.ruling == SHARED
+    assert "best rate of lora is the only one that was tried" in verdict.numbers[0]
+
+
+def test_a_rate_without_scores_was_not_tried():
+    missing = arm("rlpo", {HIGHEST: 0.1})
+    missing = [replace(one, state="missing", score=None) for one in missing]
+    found = compared([*LORA, *RISING, *missing])
+    assert found.at_the_edge("rlpo") == "highest"
+    assert compared([*LORA, *RISING, *arm("rlpo", {HIGHEST: 0.1})]).at_the_edge("rlpo") == ""
+
+
+@pytest.mark.parametrize(("high", "count", "edge"), [(515, 3, "highest"), (545, 2, "")])
+def test_an_arm_whose_seeds_are_mostly_scored_at_an_end_is_at_it(high: int, count: int, edge: str):
+    """All seeds together pick the middle rate; those that are best there alone keep it so."""
+    middle = [600, 600, 600, 400, 400] if count == 3 else [650, 650, 500, 500, 500]
+    found = compared([
+        *LORA,
+        *(Entry("rlpo", LOW, seed, Fraction(2, 5)) for seed in range(5)),
+        *(Entry("rlpo", MIDDLE, seed, Fraction(one, 1000)) for seed, one in enumerate(middle)),
+        *(Entry("rlpo", HIGH, seed, Fraction(high, 1000)) for seed in range(5)),
+    ])  # fmt: skip
+    assert found.tuned["rlpo"].rate == MIDDLE
+    assert found.tuned["rlpo"].picks[HIGH] == count
+    assert found.at_the_edge("rlpo") == edge
 
 
 def test_no_sweep_takes_a_finished_sweep():
@@ -455,14 +496,56 @@ def test_no_sweep_takes_a_finished_sweep():
     assert judged(NO_SWEEP, LORA, rising, steered(0.55)).ruling == NOT
 
 
-def test_differences_at_the_shared_rate_are_told_alone_and_together():
-    unsure = arm("rlpo", {LOW: 0.5, MIDDLE: 0.546, HIGH: 0.6}, tuple(20 * one for one in QUIET))
-    sure = [replace(one, method="rlmo") for one in arm("rlpo", {LOW: 0.5, MIDDLE: 0.3, HIGH: 0.6})]
-    told = judged(claim("equal", ["rlpo", "rlmo", "lora"]), LORA, unsure, sure).numbers[-1]
-    assert told == (
-        "At the reference's rate, of 2 others, 2 (rlpo and rlmo) differ from it by intervals of "
-        "their own, 1 (rlmo) by joint ones."
+def test_equality_is_told_by_pairs_alone_and_together():
+    unsure = arm("rlpo", {LOW: 0.5, MIDDLE: 0.546, HIGH: 0.6, HIGHEST: 0.5},
+                 tuple(20 * one for one in QUIET))  # fmt: skip
+    sure = arm("rlmo", {LOW: 0.5, MIDDLE: 0.3, HIGH: 0.6, HIGHEST: 0.5})
+    told = judged(claim("equal", ["rlpo", "rlmo", "lora"]), LORA, unsure, sure).numbers
+    assert told[0] == (
+        "Tuned, the 3 methods lie between 0.600 and 0.600. Of 3 pairs 1 are within 0.02 by "
+        "intervals of their own, and 0 differ; by joint ones 0 differ, and 0 by more than 0.02."
     )
+    assert told[-1] == (
+        "All at the reference's best rate, of 3 pairs 3 differ by intervals of their own, and 2 by "
+        "joint ones."
+    )
+
+
+def test_equality_is_between_the_methods_that_are_named():
+    """Apart from the reference at its rate, but not from each other: tuning changed nothing."""
+    pissa, milora = ([replace(one, method=name) for one in EARLY] for name in ("pissa", "milora"))
+    assert judged(claim("equal", ["pissa", "milora"]), LORA, pissa, milora).ruling == NOT
+
+
+def test_what_is_not_known_at_a_shared_rate_refutes_no_equality():
+    loud = {(MIDDLE, seed): Fraction(3 * LOUD[seed], 1024) for seed in range(8)}
+    rlpo = [
+        replace(one, score=one.score + loud.get((one.rate, one.seed), 0))
+        for one in arm("rlpo", {LOWEST: 0.5, LOW: 0.6, MIDDLE: 0.5, HIGH: 0.3})
+    ]
+    assert judged(claim("equal", ["rlpo", "lora"]), LORA, rlpo).ruling == OPEN
+
+
+def test_what_supports_a_claim_alone_does_not_speak_against_it_among_others():
+    slight = arm("rlpo", peak(0.6107), [2 * one for one in QUIET])
+    noisy = [replace(one, method="rlmo") for one in NOISY]
+    assert judged(claim("better", ["rlpo"]), LORA, slight).ruling == HOLDS
+    assert judged(claim("better", ["rlmo"]), LORA, noisy).ruling == OPEN
+    assert judged(claim("better", ["rlpo", "rlmo"]), LORA, slight, noisy).ruling == OPEN
+
+
+def test_where_adaptive_kl_begins_is_no_rate_that_could_be_shared_or_swept():
+    lora = arm("lora", {LOW: 0.7, MIDDLE: 0.6, HIGH: 0.7})
+    steered_lora = arm("lora", {MIDDLE: 0.62}, settings=ADAPTIVE)
+    found = compared([*lora, *steered_lora, *BETTER, *steered(0.65)])
+    for view in ("shared", "sweep"):
+        for arm_, than in (("lora, adaptive-kl", "lora"), ("rlpo, adaptive-kl", "rlpo"),
+                           ("rlpo, adaptive-kl", "lora, adaptive-kl")):  # fmt: skip
+            (one,) = found.family([(arm_, than)], view)
+            assert not one.alone.seeds
+        assert found.family([("rlpo", "lora")], view)[0].alone.seeds == 8
+    better = claim("better", ["lora, adaptive-kl"], "lora")
+    assert judged(better, RISING_LORA, steered_lora).ruling == OPEN
 
 
 # Without a sweep

@@ -14,7 +14,7 @@ from study_data import ADAPTIVE, TEST, claim
 
 from orthora.config import TrainConfig
 from orthora.study import Cell, StudySpec, load_study, plan
-from orthora.study.arms import arms_of, check_claims, fixed_partner
+from orthora.study.arms import arms_of, check_claims, fixed_partner, reference_of
 from orthora.study.folder import check_owner, opened
 from orthora.study.results import load_results
 
@@ -473,7 +473,11 @@ def test_matched_rates_are_rates_of_one_arm():
         (claim("worse", ["rlpo"], "pissa"), "claim 2 (worse): 'pissa' is no arm of the study"),
         (claim("better", ["lora-rlpo"]), "claim 2 (better): 'lora-rlpo' is no arm"),
         (claim("stabler", ["rlpo"]), "claim 2 (stabler): it needs a partner in than for every"),
-        (claim("stabler", ["rlpo"], "lora", "lora, adaptive-kl"), "claim 2 (stabler): it needs a"),
+        (claim("stabler", ["rlpo"], "lora", "pissa"), "claim 2 (stabler): 'pissa' is no arm"),
+        (
+            claim("stabler", ["rlpo, adaptive-kl"], "lora"),
+            "claim 2 (stabler): an arm under adaptive-kl has no sweep; compare it by 'better'",
+        ),
         (claim("order", ["rlpo"]), "claim 2 (order): it needs two methods or more"),
         (claim("equal", ["rlpo"]), "claim 2 (equal): it needs two methods or more"),
         (
@@ -517,7 +521,7 @@ def test_claims_about_what_a_study_has_are_let_pass():
         claim("better", ["lora"], "rlpo"),  # what the reference is compared with is said
         claim("collapses", ["rlpo", adaptive]),
         claim("worse", ["lora, adaptive-kl"]),
-        claim("stabler", ["rlpo", adaptive], "lora", "lora, adaptive-kl"),
+        claim("stabler", ["rlpo"], "lora"),
         claim("no-sweep", [adaptive, "lora, adaptive-kl"]),
         claim("order", ["rlpo", "lora"], lower_kl=True),
         claim("equal", ["rlpo", "lora", adaptive]),
@@ -527,12 +531,42 @@ def test_claims_about_what_a_study_has_are_let_pass():
 
 
 def test_two_arms_may_have_one_partner():
-    spec = study(
-        GRID,
-        GRID | STEERED,
-        claims=[claim("stabler", ["rlpo", "rlpo, adaptive-kl"], "lora", "lora")],
-    )
+    grid = GRID | {"method": ["lora", "rlpo", "pissa"]}
+    spec = study(grid, claims=[claim("stabler", ["rlpo", "pissa"], "lora", "lora")])
     check_claims(spec, plan(spec))
+
+
+def test_a_study_of_first_rates_alone_has_its_reference():
+    """The reference is a method: its arm in the same settings is what others are compared with."""
+    first = {"learning_rate": [3e-5, 3e-3]}
+    spec = study(GRID | STEERED | first, claims=[claim("better", ["rlpo, from 3e-5"])],
+                 settings=ADAPTIVE)  # fmt: skip
+    cells = plan(spec)
+    check_claims(spec, cells)
+    arms = {arm.label: arm for arm in arms_of(spec, cells).values()}
+    assert reference_of("rlpo, from 3e-3", arms, "lora") == "lora, from 3e-3"
+    ranks = study(GRID | {"rank": [1, 4]}, claims=[claim("worse", ["rlpo, rank 1"])])
+    check_claims(ranks, plan(ranks))
+
+
+def test_a_method_with_a_first_rate_of_its_own_is_compared_with_the_reference_under_adaptive_kl():
+    own = [{"method": method, "seed": [0, 1]} | ADAPTIVE | {"learning_rate": rate}
+           for method, rate in (("lora", 3e-4), ("rlpo", 1e-3))]  # fmt: skip
+    spec = study(GRID, *own, differences=["learning_rate", "schedule"])
+    arms = {arm.label: arm for arm in arms_of(spec, plan(spec)).values()}
+    assert reference_of("rlpo, adaptive-kl, from 1e-3", arms, "lora") == (
+        "lora, adaptive-kl, from 3e-4"
+    )
+
+
+def test_a_partner_at_fixed_rates_is_found_by_its_settings_whatever_its_label():
+    constant = GRID | {"schedule": "constant"}
+    spec = study(constant, GRID | {"learning_rate": 3e-4}, settings=ADAPTIVE)
+    arms = {arm.label: arm for arm in arms_of(spec, plan(spec)).values()}
+    assert fixed_partner("lora", arms) == "lora, constant"
+    three = study(GRID, GRID | {"schedule": "cosine"}, GRID | STEERED)
+    arms = {arm.label: arm for arm in arms_of(three, plan(three)).values()}
+    assert fixed_partner("rlpo, adaptive-kl", arms) == "rlpo"
 
 
 def test_an_adaptive_arm_without_fixed_rates_has_no_sweep_to_spare():
@@ -548,7 +582,7 @@ def test_an_adaptive_arm_without_fixed_rates_has_no_sweep_to_spare():
 @pytest.mark.parametrize("claims", [[], [claim("better", ["rlpo"], "lora")]])
 def test_a_reference_that_is_no_arm_is_refused(claims: list[Any]):
     spec = study(reference="pissa", claims=claims)
-    with pytest.raises(ValueError, match="'pissa' is no arm of the study; it has: lora; rlpo"):
+    with pytest.raises(ValueError, match="'pissa' is no method of the study; it has: lora; rlpo"):
         check_claims(spec, plan(spec))
 
 

@@ -116,9 +116,23 @@ def test_methods_that_differ_in_how_far_they_move_alone_are_equal_where_they_mov
         (1e-3, pytest.approx(10.0), 3),
     ]
     assert [one.at_equal for one in rows] == pytest.approx([0.0, 0.0], abs=1e-12)
-    # 0.6, 0.7, 0.4 at 3e-4 and 0.7, 0.6, 0.6 at 1e-3.
+
     assert rows[0].at_rate == pytest.approx(np.std([0.6, 0.7, 0.4], ddof=1))
     assert rows[1].at_rate == pytest.approx(np.std([0.7, 0.6, 0.6], ddof=1))
+
+
+def test_a_method_that_falls_makes_a_spread_but_not_what_is_typical():
+    arms = [
+        one for place in range(4) for one in shifted(("rlpo", "rlmo", "olora", "dct")[place], 2)
+    ]
+    fallen = [replace(one, method="pissa", score=Fraction(0)) for one in shifted("pissa", 2)]
+    for one in spreads(compared(shifted("lora", 2) + arms + fallen), "first_norm"):
+        assert min(one.at_rate, one.at_equal) > 0.1
+        assert (one.typical_at_rate, one.typical_at_equal) == (0, 0)
+    rows = spreads(
+        compared(shifted("lora", 2) + shifted("rlpo", 3) + shifted("rlmo", 1)), "first_norm"
+    )
+    assert rows[0].typical_at_rate == pytest.approx(1.4826 * 0.1)  # of .6, .7, .4
 
 
 # At equal steps

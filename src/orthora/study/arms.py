@@ -4,6 +4,7 @@ A first rate of adaptive-kl is a setting: were it picked like a fixed rate, ther
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from orthora.config import read_toml
@@ -23,12 +24,14 @@ class Arm(NamedTuple):
         method: canonical name.
         rest: what the label says after the method.
         adaptive: its learning rate follows the measured KL; it then has a first rate alone.
+        settings: all in which cells of the study differ, with their values.
     """
 
     label: str
     method: str
     rest: str
     adaptive: bool = False
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 def arms_of(spec: StudySpec, cells: Sequence[Cell]) -> dict[str, Arm]:
@@ -41,16 +44,18 @@ def arms_of(spec: StudySpec, cells: Sequence[Cell]) -> dict[str, Arm]:
     several = len({_first(cell) for cell, follows in zip(cells, adaptive, strict=True) if follows})
     found = {}
     for place, cell in enumerate(cells):
-        words = [
-            _words(key, values[key][place])
-            for key in keys
-            if values[key][place] != _value(base, key)
-        ]
-        words += [f"from {_first(cell)}"] * (adaptive[place] and several > 1)
+        own = {key: values[key][place] for key in keys}
+        words = [_words(key, value) for key, value in own.items() if value != _value(base, key)]
+        if adaptive[place] and several > 1:
+            own[_FROM] = _first(cell)
+            words.append(f"from {_first(cell)}")
         rest = ", ".join(words)
         label = ", ".join(filter(None, (cell.method, rest)))
-        found[cell.name] = Arm(label, cell.method, rest, adaptive[place])
+        found[cell.name] = Arm(label, cell.method, rest, adaptive[place], own)
     return found
+
+
+_FROM = "first rate"
 
 
 def reference_of(label: str, arms: Mapping[str, Arm], reference: str) -> str | None:
@@ -62,19 +67,31 @@ def reference_of(label: str, arms: Mapping[str, Arm], reference: str) -> str | N
         reference: the study's.
     """
     own = [one for one in arms.values() if one.method == reference and one.label != label]
-    same = [one.label for one in own if one.rest == arms[label].rest]
+    mine = arms[label]
+    same = [one.label for one in own if one.settings == mine.settings]
+    near = [one.label for one in own if _without(one, _FROM) == _without(mine, _FROM)]
     plain = [one.label for one in own if not one.rest]
-    return next(iter((*same, *plain)), None)
+    return next(iter((*same, *near, *plain)), None)
 
 
 def fixed_partner(label: str, arms: Mapping[str, Arm]) -> str | None:
-    """Of an arm under adaptive-kl, the same method at fixed rates."""
+    """Of an arm under adaptive-kl, the same method at fixed rates, constant ones if there are."""
     own = arms[label]
-    of_kl = ("adaptive-kl", "kl_", "from ")
-    parts = (part for part in own.rest.split(", ") if not part.startswith(of_kl))
-    rest = ", ".join(parts)
-    same = (o for o in arms.values() if o.method == own.method and o.rest == rest)
-    return next((one.label for one in same if not one.adaptive), None)
+    gone = (_FROM, "schedule", "kl_")
+    same = [
+        one
+        for one in arms.values()
+        if not one.adaptive
+        and one.method == own.method
+        and _without(one, *gone) == _without(own, *gone)
+    ]
+    same.sort(key=lambda one: one.settings.get("schedule", "constant") != "constant")
+    return next((one.label for one in same), None)
+
+
+def _without(arm: Arm, *gone: str) -> dict[str, Any]:
+    """An arm's settings but for some."""
+    return {key: value for key, value in arm.settings.items() if not key.startswith(gone)}
 
 
 def _first(cell: Cell) -> str:
@@ -105,9 +122,9 @@ def check_claims(spec: StudySpec, cells: Sequence[Cell]) -> None:
         ValueError: naming the claim, and the arms that there are.
     """
     arms = {arm.label: arm for arm in arms_of(spec, cells).values()}
-    if spec.reference not in arms:
+    if spec.reference not in {arm.method for arm in arms.values()}:
         raise ValueError(
-            f"the reference {spec.reference!r} is no arm of the study; it has: {'; '.join(arms)}"
+            f"the reference {spec.reference!r} is no method of the study; it has: {'; '.join(arms)}"
         )
     for number, claim in enumerate(spec.claims, 1):
         try:
@@ -122,7 +139,8 @@ def _check_claim(claim: ClaimConfig, arms: Mapping[str, Arm], reference: str) ->
     Raises:
         ValueError: saying what is wrong with it.
     """
-    for name in (*claim.methods, *claim.than):
+    named = (*claim.methods, *claim.than)
+    for name in named:
         if name not in arms:
             raise ValueError(f"{name!r} is no arm of the study; it has: {'; '.join(arms)}")
     for names in (claim.methods, () if claim.kind == "stabler" else claim.than):
@@ -134,6 +152,10 @@ def _check_claim(claim: ClaimConfig, arms: Mapping[str, Arm], reference: str) ->
         raise ValueError("lower_kl is for 'order'; leave it out")
     if claim.than and claim.kind not in ("better", "worse", "stabler"):
         raise ValueError("than is for 'better', 'worse' and 'stabler'; leave it out")
+    if claim.kind == "stabler" and any(
+        arms[name].adaptive for name in (*claim.methods, *claim.than)
+    ):
+        raise ValueError("an arm under adaptive-kl has no sweep; compare it by 'better'")
     if claim.kind == "stabler" and len(claim.than) != len(claim.methods):
         raise ValueError("it needs a partner in than for every method")
     if claim.kind in ("order", "equal") and len(claim.methods) < 2:

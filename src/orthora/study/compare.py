@@ -88,7 +88,7 @@ class Tuned:
     scores: BySeed
     records: Mapping[int, Record]
     rate: float
-    picks: Mapping[float, int]
+    picks: Counter[float]
 
 
 class Comparisons:
@@ -105,11 +105,23 @@ class Comparisons:
         self.tuned = {label: self._tune(label) for label in self.arms}
 
     def at_the_edge(self, label: str) -> str:
-        """``highest`` or ``lowest`` where an arm's best rate is an end of those tried, else ""."""
-        rates, best = sorted(self.cells[label]), self.tuned[label].rate
-        if len(rates) < 2 or best not in (rates[0], rates[-1]):
+        """Which end of the rates tried an arm's best one is; "" where it is none.
+
+        ``highest``, ``lowest``, or ``only``: its best rate, or the one that most of its seeds were
+        scored at. A rate without scores was not tried. Adaptive-kl has no rates.
+        """
+        rates, tuned = sorted(self._selection(label)), self.tuned[label]
+        if self.arms[label].adaptive or not rates:
             return ""
-        return "highest" if best == rates[-1] else "lowest"
+        most = {rate for rate, n in tuned.picks.items() if 2 * n > tuned.picks.total()}
+        ends = {rates[0], rates[-1]} & {tuned.rate, *most}
+        if not ends:
+            return ""
+        return "only" if len(rates) == 1 else "highest" if rates[-1] in ends else "lowest"
+
+    def steered(self, *labels: str) -> bool:
+        """Whether an arm is under adaptive-kl, and has no rate that another could share."""
+        return any(self.arms[label].adaptive for label in labels)
 
     @property
     def rates(self) -> list[float]:
@@ -177,7 +189,12 @@ class Comparisons:
         return max(means, key=lambda rate: means[rate]) if means else math.nan
 
     def shared(self, label: str, reference: str) -> dict[int, Record]:
-        """An arm's cells at the rates that the reference picks, for each seed by the others."""
+        """An arm's cells at the rates that the reference picks, for each seed by the others.
+
+        None of an arm under adaptive-kl, or against such a reference.
+        """
+        if self.steered(label, reference):
+            return {}
         rates = {s: one.cell.rate for s, one in self.tuned[reference].records.items()}
         own = self.cells[label]
         return {
@@ -187,7 +204,12 @@ class Comparisons:
         }
 
     def sweep(self, label: str, than: str | None = None) -> dict[int, Fraction]:
-        """Mean score by seed over all rates, or those that another arm has as well."""
+        """Mean score by seed over all rates, or those that another arm has as well.
+
+        None of an arm under adaptive-kl, or beside one.
+        """
+        if self.steered(*filter(None, (label, than))):
+            return {}
         rates = [rate for rate in self.cells[label] if than is None or rate in self.cells[than]]
         table = [self.at(label, rate) for rate in rates]
         whole = set.intersection(*map(set, table)) if table else set()

@@ -12,13 +12,13 @@ Source: Berger 1982, Technometrics 24, 295-300, for the intersection-union test.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 
 from orthora.runs import join_names, rate_text
-from orthora.study.compare import Comparisons, View
+from orthora.study.compare import Comparisons, Paired, View
 from orthora.study.estimates import FEWEST, LEVEL, Estimate, estimate
 from orthora.study.spec import ClaimConfig
 from orthora.study.wording import difference_text, edge_text, estimate_text, view_text
@@ -50,12 +50,18 @@ def _directed(sign: int) -> Callable[[ClaimConfig, Comparisons], Judged]:
             return "holds", numbers
         if shared and all(one.judged.sign == sign for one in shared):
             return "holds at a shared lr only", numbers
-        joint = [one.judged_jointly for one in tuned]
-        if any(one.sign == -sign or one.within(margin) for one in joint):
+        if any(_against(one, sign, margin) for one in tuned):
             return "does not hold", numbers
         return "cannot be told here", numbers
 
     return judge
+
+
+def _against(one: Paired, sign: int, margin: float) -> bool:
+    """Whether a comparison speaks against a difference with a sign: it has the other, or none."""
+    if one.judged.sign == sign:
+        return False
+    return one.judged_jointly.sign == -sign or one.judged_jointly.within(margin)
 
 
 def _collapses(claim: ClaimConfig, found: Comparisons) -> Judged:
@@ -91,28 +97,29 @@ def _collapses(claim: ClaimConfig, found: Comparisons) -> Judged:
 def _falls_alone(found: Comparisons, name: str, rate: float) -> bool:
     """Whether most runs of a method collapse at a rate at which most of its reference's do not."""
     than = found.reference_of(name)
-    if than is None or rate not in found.cells[than]:
+    if than is None or found.steered(name, than) or rate not in found.cells[than]:
         return False
     (a, n), (b, m) = (found.collapse_counts(label, [rate]) for label in (name, than))
     return min(n, m) >= FEWEST and 2 * a > n and 2 * b < m
 
 
 def _order(claim: ClaimConfig, found: Comparisons) -> Judged:
-    """The first is clearly better than the last, and none is clearly worse than the one after."""
-    names = claim.methods
-    pairs = [(names[0], names[-1]), *itertools.pairwise(names)]
-    pairs = list(dict.fromkeys(pairs))
-    kl = [(name, names[-1]) for name in names[:-1]] if claim.lower_kl else []
+    """The first is better than the last, and none is worse than the one after it by the margin."""
+    first, *names, last = claim.methods
+    ends = first, last
+    beside = [pair for pair in itertools.pairwise(claim.methods) if pair != ends]
+    kl = [(name, last) for name in (first, *names)] if claim.lower_kl else []
+    margin = found.results.spec.margin
     rulings, numbers = [], []
     for view in ("tuned", "shared"):
-        family = found.family(pairs, view)
+        better, *near = family = found.family([ends, *beside], view)
         numbers += [difference_text(one, view, found) for one in family]
         lower = [_kl_difference(a, b, view, found, len(kl)) for a, b in kl]
         numbers += [text for _, _, text in lower]
-        held = family[0].judged.sign > 0 and all(one.judged.sign >= 0 for one in family)
-        broken = any(one.judged_jointly.sign < 0 for one in family)
-        broken |= family[0].judged_jointly.within(found.results.spec.margin)
+        held = better.judged.sign > 0 and all(one.judged.above(-margin) for one in near)
         held &= all(one.sign < 0 for one, _, _ in lower)
+        broken = _against(better, 1, margin)
+        broken |= any(one.judged_jointly.below(-margin) for one in near)
         broken |= any(joint.sign > 0 for _, joint, _ in lower)
         rulings.append(1 if held else -1 if broken else 0)
     if rulings[0] > 0:
@@ -181,31 +188,30 @@ def _equal(claim: ClaimConfig, found: Comparisons) -> Judged:
     pairs = [(a, b) for place, a in enumerate(names) for b in names[place + 1 :]]
     margin = found.results.spec.margin
     tuned = found.family(pairs, "tuned")
-    shared = found.family(pairs_of(claim, found), "shared")
+    shared = found.family(pairs, "shared")
     worst = max(tuned, key=lambda one: abs(one.alone.mean))
     apart = [one for one in tuned if one.judged_jointly.beyond(margin)]
     some = [one for one in shared if one.judged_jointly.sign]
     within = [one for one in tuned if one.judged.within(margin)]
     spread = [float(np.mean([*map(float, found.tuned[n].scores.values())])) for n in names]
     numbers = [
-        f"Tuned, the {len(names)} methods lie between {min(spread):.3f} and {max(spread):.3f}; "
-        f"{len(within)} of {len(pairs)} pairs are shown to be within {margin:g}, "
-        f"{len(apart)} to be farther apart.",
+        f"Tuned, the {len(names)} methods lie between {min(spread):.3f} and {max(spread):.3f}. Of "
+        f"{len(pairs)} pairs {len(within)} are within {margin:g} by intervals of their own, and "
+        f"{sum(bool(one.judged.sign) for one in tuned)} differ; by joint ones "
+        f"{sum(bool(one.judged_jointly.sign) for one in tuned)} differ, and {len(apart)} by more "
+        f"than {margin:g}.",
         "The largest difference: " + difference_text(worst, "tuned", found),
-        f"At the reference's rate, of {len(shared)} others, "
-        f"{_named([one.arm for one in shared if one.judged.sign])} differ from it by intervals of "
-        f"their own, {_named([one.arm for one in some])} by joint ones.",
+        f"All at the reference's best rate, of {len(shared)} pairs "
+        f"{sum(bool(one.judged.sign) for one in shared)} differ by intervals of their own, and "
+        f"{len(some)} by joint ones.",
     ]
     if apart:
         return "does not hold", numbers
-    if len(within) == len(pairs):
-        return ("holds" if some else "does not hold"), numbers
+    if len(within) == len(pairs) and some:
+        return "holds", numbers
+    if len(within) == len(pairs) and all(one.judged_jointly.within(margin) for one in shared):
+        return "does not hold", numbers  # tuning is not what makes them equal
     return "cannot be told here", numbers
-
-
-def _named(arms: Sequence[str]) -> str:
-    """How many, and which."""
-    return f"{len(arms)} ({join_names(arms)})" if arms else "none"
 
 
 JUDGES: dict[str, Callable[[ClaimConfig, Comparisons], Judged]] = {

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from orthora.study.compare import Comparisons
-from orthora.study.estimates import Estimate, estimate
+from orthora.study.estimates import Array, Estimate, estimate
 
 Movement = Literal["first_norm", "kl_update", "kl_base"]
 """Norm of the first update, mean KL per step of the rollout policy and the updated one, or KL to
@@ -67,6 +67,9 @@ class Spread(NamedTuple):
         at_rate: standard deviation over the arms of their mean scores at that rate.
         at_equal: the same where each moves as far as the reference, interpolated over the logarithm
             of how far it moves.
+        typical_at_rate: median deviation at that rate, as a standard deviation: what arms lie apart
+            but for a few that fall (Hampel 1974, J. Am. Stat. Assoc. 69, 383-393).
+        typical_at_equal: the same where each moves as far.
     """
 
     rate: float
@@ -74,6 +77,8 @@ class Spread(NamedTuple):
     arms: int
     at_rate: float
     at_equal: float
+    typical_at_rate: float
+    typical_at_equal: float
 
 
 def spreads(found: Comparisons, key: Movement) -> list[Spread]:
@@ -93,9 +98,15 @@ def spreads(found: Comparisons, key: Movement) -> list[Spread]:
                 there = float(np.interp(math.log(far), xs, ys))
                 pairs.append((float(np.mean([*map(float, scores.values())])), there))
         if len(pairs) > 2:
-            at_rate, at_far = np.std(np.array(pairs), axis=0, ddof=1)
-            rows.append(Spread(rate, far, len(pairs), float(at_rate), float(at_far)))
+            sides = [np.array(side) for side in zip(*pairs, strict=True)]
+            wide = [float(np.std(side, ddof=1)) for side in sides]
+            rows.append(Spread(rate, far, len(pairs), *wide, *map(_typical, sides)))
     return rows
+
+
+def _typical(values: Array) -> float:
+    """Median deviation from the median, scaled to a normal distribution's standard deviation."""
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
 
 
 def middle(moved: dict[int, float]) -> float:

@@ -22,11 +22,11 @@ class ClaimConfig(Strict):
     says: str = Field(min_length=1)
     """The claim, in words."""
     kind: Kind
-    """``worse``, ``better``: every one of ``methods`` against ``than``. ``order``: ``methods`` from
-    the best, the last may equal the one before. ``collapses``: most runs end below half the base.
-    ``stabler``: each of ``methods`` against its partner in ``than``, over the whole sweep.
-    ``equal``: ``methods`` at their own best rates. ``no-sweep``: adaptive-kl against the swept
-    best of the same method."""
+    """``worse``, ``better``: every one of ``methods`` against ``than``. ``order``: the first of
+    ``methods`` is above the last, and each at least as good as the next. ``collapses``: most runs
+    end below half the base. ``stabler``: each of ``methods`` against its partner in ``than``, over
+    the whole sweep. ``equal``: ``methods`` at their own best rates. ``no-sweep``: adaptive-kl
+    against the swept best of the same method."""
     methods: Names
     """Arms of the study: a method, or ``method, setting`` as its tables have them."""
     than: list[str] = Field(default_factory=list)

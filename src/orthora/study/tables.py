@@ -184,18 +184,19 @@ def spread(found: Comparisons) -> TextTable:
     """How far methods lie apart at equal rates, and where they move equally far."""
     rows = []
     for key, (_, name) in _MOVED.items():
-        rows += [
-            (name, rate_text(one.rate), f"{one.moved:.3g}", str(one.arms), f"{one.at_rate:.3f}",
-             f"{one.at_equal:.3f}")
-            for one in spreads(found, key)
-        ]  # fmt: skip
+        for one in spreads(found, key):
+            sides = ((one.at_rate, one.typical_at_rate), (one.at_equal, one.typical_at_equal))
+            apart = [f"{wide:.3f} ({typical:.3f})" for wide, typical in sides]
+            rows.append((name, rate_text(one.rate), f"{one.moved:.3g}", str(one.arms), *apart))
     reference = found.results.spec.reference
     head = ("equal", f"{reference}'s rate", "which moves it by", "methods", "apart at this rate",
             "apart where all move so far")  # fmt: skip
     say = (
-        "Apart: standard deviation over methods of pass@1, the mean over seeds. Where they move "
-        "equally far it is interpolated over the logarithm of how far; methods that never move so "
-        "far are left out of both.",
+        "Apart: standard deviation over methods of pass@1, the mean over seeds; in parentheses "
+        "their median deviation, scaled to be equal to it for a normal distribution: where it is "
+        "much smaller, a few methods make the spread. Where they move equally far it is "
+        "interpolated over the logarithm of how far; methods that never move so far are left out "
+        "of both.",
     )
     return TextTable("What is left of the differences", head, tuple(rows), say)
 

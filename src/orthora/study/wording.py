@@ -37,7 +37,7 @@ def difference_text(one: Paired, view: View, found: Comparisons) -> str:
 def edge_text(label: str, found: Comparisons) -> str:
     """That an arm's best rate is an end of those tried, where it is."""
     edge = found.at_the_edge(label)
-    best = f" The best rate of {label} is the {edge} that was tried: another may be better."
+    best = f" The best rate of {label} is the {edge} one that was tried: another may be better."
     return best if edge else ""
 
 
