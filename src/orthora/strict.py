@@ -5,7 +5,7 @@ import json
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import pydantic
 from pydantic import BaseModel, ConfigDict
@@ -85,10 +85,19 @@ def build(kind: type[Config], source: Config | dict[str, Any] | str | Path) -> C
         near = difflib.get_close_matches(unknown[0], kind.model_fields, n=1, cutoff=0.65)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown config key {unknown[0]!r}.{hint}")
+    for key, value in table.items():
+        if isinstance(value, bool) and _number(kind.model_fields[key].annotation):
+            raise ValueError(f"{key}: should be a number, got {str(value).lower()}")
     try:
         return kind(**table)
     except pydantic.ValidationError as error:
         raise ValueError("; ".join(_plain(item) for item in error.errors())) from error
+
+
+def _number(annotation: Any) -> bool:
+    """Whether a field takes numbers and no truth values, which Python counts among them."""
+    kinds = {annotation, *get_args(annotation)}
+    return bool(kinds & {int, float}) and bool not in kinds
 
 
 def _plain(item: Any) -> str:

@@ -22,10 +22,11 @@ from study_data import ADAPTIVE, METHODS, RATES, TEST, Entry, Simulated, compare
 import orthora.stats
 from orthora.store import write_json
 from orthora.study import StudySpec, plan
-from orthora.study.compare import Comparisons, Paired
+from orthora.study.compare import Comparisons
 from orthora.study.estimates import Estimate, estimate, exchange_p
 from orthora.study.folder import base_name, evaluations_of
 from orthora.study.job import Ending, evaluation_folder
+from orthora.study.paired import Paired
 from orthora.study.results import BASE, as_csv, exact, load_results, rows_of
 
 Counts = Mapping[float, Mapping[int, int | None]]

@@ -693,6 +693,15 @@ def test_a_base_beside_the_file_is_found_from_anywhere(written, base: Path, monk
             "report 'tst' is none of the evaluations (test). Did you mean 'test'?",
         ),
         (f'report = "t"\n{HEAD}{AXES}{TESTED}', "report 't' is none of the evaluations (test)."),
+        (f"report = []\n{HEAD}{AXES}{TESTED}", "report [] must name evaluations, each once"),
+        (
+            f'select = ["test", "test"]\n{HEAD}{AXES}{TESTED}',
+            "select ['test', 'test'] must name evaluations, each once",
+        ),
+        (
+            f"cpus = 100000\n{HEAD}{AXES}{TESTED}",
+            "cpus: input should be less than or equal to 4096",
+        ),
         (HEAD + AXES, "a study needs an evaluation of its runs, such as [evaluations.test]"),
         (f"evaluations = {{}}\n{HEAD}{AXES}", "a study needs an evaluation of its runs"),
         (f"{HEAD}{AXES}[evaluations.'a b']\n{ARITHMETIC}", "evaluation 'a b' is no plain name: "),
@@ -807,3 +816,10 @@ def test_a_plan_needs_no_model_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_truth_values_are_no_seeds():
+    with pytest.raises(ValueError, match="seed: should be a number, got true"):
+        plan(study(GRID | {"seed": [True, 0]}))
+    with pytest.raises(ValueError, match="exclude 1 leaves nothing out: no cell has seed True"):
+        plan(study(GRID, exclude=[{"seed": True, "reason": "r"}]))

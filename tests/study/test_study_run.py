@@ -36,14 +36,6 @@ from orthora.study.results import load_results
 pytestmark = pytest.mark.xdist_group("study")
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory) -> tuple[Path, str]:
-    """The small study, run without a disturbance, and its result table."""
-    file = write_study(tmp_path_factory.mktemp("undisturbed"))
-    run("run", file, "--jobs", "2")
-    return file, results(file)
-
-
 def stamps(folder: Path) -> dict[str, int]:
     files = [*folder.glob("runs/*/result.json"), *folder.glob("runs/*/eval-*/scores.json")]
     return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in files}

@@ -522,3 +522,29 @@ def test_without_a_whole_row_there_is_none(tmp_path: Path):
     assert last_row(tmp_path) == {}
     (tmp_path / "metrics.jsonl").write_text('{"step": 1')
     assert last_row(tmp_path) == {}
+
+
+def test_runs_that_ended_early_are_counted_where_others_go_on():
+    long, short = [0.6] * 60, [0.1] * 20
+    cells = [
+        Entry("rlpo", 1e-3, seed, Fraction(1, 2), passes=short if seed < 3 else long)
+        for seed in range(5)
+    ]
+    table = study_tables.equal_steps(compared(cells))
+    (row,) = table.rows
+    assert row[1].startswith("0.300 [")
+    assert row[2] == "0.600 [0.600, 0.600] (2 of 5 runs)"
+    assert "the number of the others" in table.caption[0]
+
+
+def test_a_correction_counts_the_tests_that_there_are():
+    """An arm at other rates than its reference has an interval, and no test."""
+    other = [
+        Entry("dora", rate, seed, Fraction(1, 2)) for rate in (1e-2, 3e-2) for seed in range(5)
+    ]
+    table = study_tables.best_rates(compared([*a_study(), *other]))
+    say = " ".join(table.caption)
+    tested = [row for row in table.rows if row[7] not in ("–", "p")]
+    assert f"Holm: corrected for {len(tested)}." in say
+    assert f"all {sum(row[4] != '–' for row in table.rows)} comparisons together" in say
+    assert "an arm that was not tried at its reference's rates has none" in say

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from orthora.checkpoint import json_object
 from orthora.config import read_toml
 from orthora.study.folder import Work
-from orthora.study.job import evaluation_folder
+from orthora.study.job import evaluation_folder, other_settings
 
 _OF_PROBLEMS = (
     "model", "task", "data", "data_split", "drop", "prompt_column", "answer_column",
@@ -54,11 +54,34 @@ def unlike(found: Sequence[Work]) -> list[str]:
         usual = Counter(fact.value for fact in facts).most_common(1)[0][0]
         if odd := [fact.cell for fact in facts if fact.value != usual]:
             others.setdefault(what, []).extend(odd)
-    return [
-        f"not alike: {len(cells)} {'cells differ' if len(cells) > 1 else 'cell differs'} from most "
-        f"in {what} ({', '.join(cells[:3])}{', ...' if len(cells) > 3 else ''})"
+    return _changed(found) + [
+        f"not alike: {_count(cells)} {'differs' if len(cells) == 1 else 'differ'} from most in "
+        f"{what} ({_some(cells)})"
         for what, cells in others.items()
     ]
+
+
+def _changed(found: Sequence[Work]) -> list[str]:
+    """Runs that were made with settings that the study does not give: a default has changed."""
+    cells: dict[str, list[str]] = {}
+    for work in found:
+        if work.ending is not None and work.job.config is not None:
+            file = work.job.run / "config.toml"
+            if file.is_file() and (text := other_settings(work.job.run, work.job.config)):
+                cells.setdefault(text, []).append(work.job.name)
+    return [
+        f"not alike: {_count(names)} {'was' if len(names) == 1 else 'were'} made with settings "
+        f"that the study does not give: {text} ({_some(names)})"
+        for text, names in cells.items()
+    ]
+
+
+def _count(cells: Sequence[str]) -> str:
+    return f"{len(cells)} cell{'s' * (len(cells) > 1)}"
+
+
+def _some(cells: Sequence[str]) -> str:
+    return f"{', '.join(cells[:3])}{', ...' * (len(cells) > 3)}"
 
 
 def _facts(work: Work) -> Iterator[_Fact]:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from orthora.runs import rate_text
+from orthora.runs import join_names, rate_text
 from orthora.study.arms import arms_of, check_claims
 from orthora.study.cost import cost_of
-from orthora.study.folder import check_owner, works
+from orthora.study.folder import check_needs, check_owner, reusable, works
 from orthora.study.plan import Cell, plan
 from orthora.study.spec import StudySpec, load_study
 from orthora.study.view import duration, states
@@ -147,6 +147,12 @@ def _print_rest(spec: StudySpec, cells: Sequence[Cell], found: Sequence[Any]) ->
     ended: Counter[str] = states([work for work in found if work.cell])
     done = ", ".join(f"{count} {state}" for state, count in ended.items()) or "none has ended"
     print(f"{len(cells)} cells in {spec.folder}: {done}")
+    if taken := reusable(spec, found):
+        print(f"{len(taken)} of them are taken from {join_names(spec.reuse)}")
+    try:
+        check_needs(spec, cells)
+    except ValueError as error:
+        print(f"to run it here, one thing at least is missing: {error}")
     cost = cost_of(spec, cells, found)
     print(
         f"training draws {cost.responses:,} responses (dynamic sampling: more), "

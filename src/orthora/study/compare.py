@@ -13,82 +13,19 @@ it holds for whichever it is.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal
 
 import numpy as np
 
 from orthora.stats import holm
 from orthora.study.arms import Arm, reference_of
 from orthora.study.estimates import LEVEL, Array, Estimate, estimate, exchange_p, retuned
+from orthora.study.paired import BySeed, Paired, Tuned, View, floats, less, pick
 from orthora.study.results import Record, Results
 
 COLLAPSED = 0.5
 """Share of the base model's score below which a run has collapsed."""
-BySeed = Mapping[int, Fraction]
-View = Literal["tuned", "shared", "sweep"]
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Difference of two arms over the seeds that both have.
-
-    Attributes:
-        arm: label of the first.
-        than: label of the second, which is subtracted.
-        plain: mean with its own 95 % t interval over seeds, as if the rates had been given.
-        alone: the same mean with an interval that allows for the pick of the rate. Tuned: from the
-            lowest lower bound of the first arm less the second at any of its rates, to the highest
-            upper bound of the first at any of its rates less the second. Shared: at the level for
-            all rates together.
-        jointly: the same, such that all of the family hold together with 95 % (Bonferroni).
-        p: two-sided test by exchange of the arms within seeds, picks repeated (shared: times the
-            number of rates); exact up to 12 seeds, and then never below 2^(1 - seeds), beyond them
-            by 20,000 random exchanges. NaN for tuned arms that were not tried at the same rates.
-        p_holm: corrected for the family's comparisons by Holm's method.
-        lower: whether it may be lower than what was seen: the second arm's best rate is an end of
-            those tried, and it may have a better one (tuned only).
-        higher: the same of the first arm.
-    """
-
-    arm: str
-    than: str
-    plain: Estimate
-    alone: Estimate
-    jointly: Estimate
-    p: float
-    p_holm: float
-    lower: bool = False
-    higher: bool = False
-
-    @property
-    def judged(self) -> Estimate:
-        """``alone``, open on the side on which an arm's sweep has not found its best rate."""
-        return self.alone.opened(self.lower, self.higher)
-
-    @property
-    def judged_jointly(self) -> Estimate:
-        """``jointly``, open in the same way."""
-        return self.jointly.opened(self.lower, self.higher)
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """An arm at its own best rates.
-
-    Attributes:
-        scores: reported score by seed, at the rate that the other seeds pick.
-        records: the cells with these scores.
-        rate: that all seeds together pick; NaN where nothing is known.
-        picks: how many seeds were scored at each rate.
-    """
-
-    scores: BySeed
-    records: Mapping[int, Record]
-    rate: float
-    picks: Counter[float]
 
 
 class Comparisons:
@@ -163,12 +100,12 @@ class Comparisons:
         records: dict[int, Record] = {}
         picks: Counter[float] = Counter()
         for seed in sorted({seed for by_seed in table.values() for seed in by_seed}):
-            rate = _pick(table, without=seed)
+            rate = pick(table, without=seed)
             record = self.cells[label][rate].get(seed)
             if record is not None and self.results.reported in record.scores:
                 scores[seed], records[seed] = record.scores[self.results.reported], record
                 picks[rate] += 1
-        return Tuned(scores, records, _pick(table) if table else math.nan, picks)
+        return Tuned(scores, records, pick(table) if table else math.nan, picks)
 
     def reference_of(self, label: str) -> str | None:
         """The arm that an arm is compared with: the reference in the same settings, or plain."""
@@ -237,7 +174,7 @@ class Comparisons:
 
         Those without a seed in common are in it, with nothing known, and do not count.
         """
-        differences = [_less(*self.pair(arm, than, view)) for arm, than in pairs]
+        differences = [less(*self.pair(arm, than, view)) for arm, than in pairs]
         count = max(1, sum(map(bool, differences)))
         joint = 1 - (1 - LEVEL) / count
         ps = [
@@ -265,14 +202,14 @@ class Comparisons:
         if view != "tuned" or not plain.known:
             return plain
         own, other = self.tuned[arm].scores, self.tuned[than].scores
-        lows = [estimate(_less(own, self.at(than, r)), level).low for r in self._selection(than)]
-        highs = [estimate(_less(self.at(arm, r), other), level).high for r in self._selection(arm)]
+        lows = [estimate(less(own, self.at(than, r)), level).low for r in self._selection(than)]
+        highs = [estimate(less(self.at(arm, r), other), level).high for r in self._selection(arm)]
         return plain._replace(low=min(plain.low, *lows), high=max(plain.high, *highs))
 
     def _p(self, arm: str, than: str, view: View, values: Sequence[Fraction]) -> float:
         """Test by exchange of two arms within seeds."""
         if view != "tuned":
-            p = exchange_p(lambda flips: (1 - 2 * flips) @ _floats(values), len(values))
+            p = exchange_p(lambda flips: (1 - 2 * flips) @ floats(values), len(values))
             return min(1.0, p * (self._shared_picks(arm) if view == "shared" else 1))
         if [*self._selection(arm)] != [*self._selection(than)]:
             return math.nan
@@ -318,27 +255,3 @@ class Comparisons:
         ]
         known = [fate for record in records if (fate := self.collapsed(record)) is not None]
         return sum(known), len(known)
-
-
-def _pick(table: Mapping[float, BySeed], without: int | None = None) -> float:
-    """The rate with the best mean over seeds, one seed left out; of equal ones the lowest.
-
-    Where that seed is the only one, it picks for itself.
-    """
-    means = {}
-    for rate, scores in table.items():
-        left = [score for seed, score in scores.items() if seed != without]
-        if left:
-            means[rate] = sum(left, Fraction(0)) / len(left)
-    if not means:
-        return _pick(table)
-    return max(sorted(means), key=lambda rate: means[rate])
-
-
-def _less(one: BySeed, other: BySeed) -> list[Fraction]:
-    """Differences over the seeds that both have."""
-    return [one[seed] - other[seed] for seed in sorted({*one} & {*other})]
-
-
-def _floats(values: Sequence[Fraction]) -> Array:
-    return np.array([*map(float, values)])

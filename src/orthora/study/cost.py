@@ -99,9 +99,12 @@ def _seconds(
     rates: dict[str, list[float]] = {}
     for work in found:
         if work.cell and work.ending and work.ending.state == "finished":
-            result = json_object(work.job.run / "result.json")
-            took = max(result.get("seconds") or 0.0, work.ending.seconds)  # or evaluated later
-            rates.setdefault(work.cell.method, []).append(took / max(1, result["steps"]))
+            file = work.job.run / "result.json"
+            result = json_object(file) if file.is_file() else {}
+            took, steps = result.get("seconds") or 0.0, result.get("steps")
+            if isinstance(steps, int) and steps > 0 and isinstance(took, int | float):
+                took = max(took, work.ending.seconds)  # or evaluated later
+                rates.setdefault(work.cell.method, []).append(took / steps)
     every = [value for values in rates.values() for value in values]
     if every:
         mean = math.fsum(every) / len(every)

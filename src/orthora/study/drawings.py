@@ -86,7 +86,8 @@ def curves(found: Comparisons) -> Drawing:
             )
     say = (
         "Training accuracy, the mean over a twelfth of the steps, then over seeds; band: 95 % t "
-        f"interval, where no more than {_BANDS} are drawn."
+        f"interval, where no more than {_BANDS} are drawn. A run that training ended is in "
+        "it as far as it came."
     )
     width = DOUBLE if len(panels) > 1 else SINGLE
     return Drawing(

@@ -5,14 +5,13 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orthora.checkpoint import json_object
-from orthora.config import TrainConfig, build
 from orthora.store import locked, new_folder, write_json
-from orthora.study.job import Ending, Job, check_same, ending_of, evaluation_folder
+from orthora.study.job import Ending, Job, ending_of, evaluation_folder, other_settings
 from orthora.study.plan import Cell
 from orthora.study.spec import StudySpec, evaluation_of
 
@@ -130,46 +129,82 @@ def _work(
         {},
         spec.stalled_after,
     )
-    ending = ending_of(job.cell)
+    ending = _as_asked(job, ending_of(job.cell))
     return Work(job, cell, ending, _complete(job, ending))
 
 
-def _complete(job: Job, ending: Ending | None) -> bool:
-    """Whether an ended cell has all its evaluations: one may have come since."""
-    if ending is None or (ending.state == "failed" and not ending.by_training):
-        return ending is not None
-    if ending.scored_step is None:
-        return True
+def _as_asked(job: Job, ending: Ending | None) -> Ending | None:
+    """An ending without the failure of an evaluation that is asked for no more, or is there."""
+    if ending is None or not ending.evaluating or not _scored(job):
+        return ending
+    if ending.by_training:
+        return replace(ending, evaluating=False)
+    return replace(ending, state="finished", reason=None, evaluating=False)
+
+
+def _scored(job: Job) -> bool:
+    """Whether all evaluations are there."""
     return all(
         (evaluation_folder(job.run, name, settings) / "scores.json").is_file()
         for name, settings in job.evaluations.items()
     )
 
 
-def reuse(spec: StudySpec, found: Sequence[Work]) -> list[Work]:
-    """Copy cells that have ended in other studies' folders; those that were copied.
+def _complete(job: Job, ending: Ending | None) -> bool:
+    """Whether an ended cell has all its evaluations: one may have come since."""
+    if ending is None:
+        return False
+    failed = ending.state == "failed" and (ending.evaluating or not ending.by_training)
+    return failed or ending.scored_step is None or _scored(job)
+
+
+def sources(spec: StudySpec) -> list[Path]:
+    """Folders to reuse that are there.
+
+    Raises:
+        ValueError: if one is no study's.
+    """
+    found = [Path(name).expanduser() for name in spec.reuse]
+    for place in found:
+        if place.exists() and not (place / _OWNER).is_file():
+            raise ValueError(f"reuse {str(place)!r} is no study's folder; take it out")
+    return [place for place in found if place.exists()]
+
+
+def reusable(spec: StudySpec, found: Sequence[Work]) -> list[tuple[Path, Work, Ending]]:
+    """Cells that have ended in other studies' folders and not in this one, and how.
 
     A folder that is not there yet gives none.
 
     Raises:
         ValueError: if such a folder is no study's.
     """
-    taken = []
-    for place in (Path(name).expanduser() for name in spec.reuse):
-        if not place.exists():
-            print(f"nothing to reuse: {place} does not exist", flush=True)
-            continue
-        if not (place / _OWNER).is_file():
-            raise ValueError(f"reuse {str(place)!r} is no study's folder; take it out")
+    taken: dict[str, tuple[Path, Work, Ending]] = {}
+    for place in sources(spec):
         for work in found:
-            name = work.job.name
-            there = ending_of(place / "cells" / name)
-            if work.cell is None or work.ending or there is None:
+            if work.cell is None or work.ending or work.job.name in taken:
                 continue
-            if there.state == "finished" or there.by_training:
-                _copy(place, work)
-                work.ending, work.complete = there, _complete(work.job, there)
-                taken.append(work)
+            there = ending_of(place / "cells" / work.job.name)
+            if there is not None and (there.scored_step is not None or there.by_training):
+                taken[work.job.name] = place, work, there
+    return list(taken.values())
+
+
+def reuse(spec: StudySpec, found: Sequence[Work]) -> list[Work]:
+    """Copy what is `reusable`; the cells that were copied.
+
+    Raises:
+        ValueError: if a folder to reuse is no study's, or a run there is not what it should be.
+    """
+    for name in spec.reuse:
+        if not Path(name).expanduser().exists():
+            print(f"nothing to reuse: {name} does not exist", flush=True)
+    taken = []
+    for place, work, there in reusable(spec, found):
+        _copy(place, work)
+        work.ending = _as_asked(work.job, there)
+        work.complete = _complete(work.job, work.ending)
+        taken.append(work)
     return taken
 
 
@@ -177,12 +212,17 @@ def _copy(place: Path, work: Work) -> None:
     """A run and its cell, the latter last, as it says that the former is there."""
     assert work.job.config is not None, "a cell"
     name = work.job.name
-    check_same(place / "runs" / name, build(TrainConfig, work.job.config))
-    for source, target in ((place / "runs" / name, work.job.run),
+    source = place / "runs" / name
+    if changed := other_settings(source, work.job.config):
+        raise ValueError(
+            f"{source} was made with settings that the study does not give, as a default has "
+            f"changed: {changed}. Take {str(place)!r} out of reuse, or that run away from there"
+        )
+    for there, target in ((source, work.job.run),
                            (place / "cells" / name, work.job.cell)):  # fmt: skip
         shutil.rmtree(target, ignore_errors=True)  # of a run that was cut short
         with new_folder(target) as temporary:
-            shutil.copytree(source, temporary, dirs_exist_ok=True)
+            shutil.copytree(there, temporary, dirs_exist_ok=True)
 
 
 def check_needs(spec: StudySpec, cells: Sequence[Cell]) -> None:

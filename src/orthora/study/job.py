@@ -19,7 +19,9 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter
 
 from orthora.checkpoint import json_object
 from orthora.config import EvalConfig, TrainConfig, build, read_toml
@@ -79,16 +81,20 @@ class Ending:
         reason: why it failed, in a line, or None.
         by_training: training itself led to the failure, so that it would come again; such a cell is
             scored at its last checkpoint.
-        scored_step: training step of what the evaluations scored; None where nothing was.
+        scored_step: training step of what the evaluations score; None where there is nothing.
+        evaluating: what failed was an evaluation, after training; others' scores stand.
         seconds: wall time of this attempt.
         cpu_seconds: of this attempt, its child processes included.
         host: where it ran last.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     state: State
     reason: str | None = None
     by_training: bool = False
     scored_step: int | None = None
+    evaluating: bool = False
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     host: str = ""
@@ -107,9 +113,13 @@ def ending_of(folder: Path) -> Ending | None:
     if not file.is_file():
         return None
     try:
-        return Ending(**json_object(file))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file} is corrupt ({error}); delete it, and the cell goes on") from error
+        return _ENDING.validate_json(file.read_bytes(), strict=True)
+    except ValueError as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{file} is corrupt ({why}); delete it, and the cell goes on") from error
+
+
+_ENDING = TypeAdapter(Ending)
 
 
 def evaluation_folder(run: Path, name: str, settings: dict[str, Any]) -> Path:
@@ -122,7 +132,8 @@ def run_job(job: Job) -> Ending:
     """Do what is missing of a cell, and write how it ended.
 
     A run that training itself ended is scored at its last checkpoint. What another kind of error
-    ends, is kept with its reason, and is not scored.
+    ends, is kept with its reason, and is not scored. An evaluation that fails takes nothing from
+    what training and other evaluations gave.
 
     Raises:
         ValueError: if another process keeps the cell for longer than a minute.
@@ -132,15 +143,11 @@ def run_job(job: Job) -> Ending:
     with _kept(job.cell):
         try:
             failure, adapter, step = _trained(job)
-            for name, settings in job.evaluations.items() if adapter or not job.config else ():
-                _evaluate(job, name, settings, adapter)
             ending = Ending("failed" if failure else "finished", failure, bool(failure), step)
+            if adapter or not job.config:
+                ending = _evaluated(job, adapter, ending)
         except Exception as error:  # whatever it is: it must not stop the other cells
-            if isinstance(error, OSError) and error.errno in _FULL:
-                raise  # nothing can be written down; the cell may go on later
-            traceback.print_exc()
-            line = (str(error).splitlines() or [""])[0]
-            ending = Ending("failed", f"{type(error).__name__}: {line}")
+            ending = Ending("failed", _reason(error))
         if ending.state == "finished" and not job.keep_checkpoints:
             shutil.rmtree(job.run / "checkpoints", ignore_errors=True)
         seconds = round(time.perf_counter() - started, 3)
@@ -148,6 +155,18 @@ def run_job(job: Job) -> Ending:
         ending = replace(ending, seconds=seconds, cpu_seconds=cpu, host=socket.gethostname())
         write_json(job.cell / ENDING, asdict(ending))
     return ending
+
+
+def _reason(error: Exception) -> str:
+    """An error in a line, its traceback in the log.
+
+    Raises:
+        OSError: the error itself, if nothing can be written down: the cell may go on later.
+    """
+    if isinstance(error, OSError) and error.errno in _FULL:
+        raise error
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 @contextlib.contextmanager
@@ -179,8 +198,6 @@ def _trained(job: Job) -> tuple[str | None, Path | None, int | None]:
         _train(job, config)
         result = _result(job.run)
         assert result is not None, "training leaves a result"
-    else:
-        check_same(job.run, config)
     if result["status"] == "finished":
         return None, job.run, result["steps"]
     from orthora.train.checkpoints import latest, step_of
@@ -200,24 +217,17 @@ def _over(result: dict[str, Any]) -> bool:
     return result["status"] == "finished" or bool(result.get("ended_by_training"))
 
 
-def check_same(run: Path, config: TrainConfig) -> None:
-    """A run that is over was this very run: defaults may have changed since.
-
-    Args:
-        run: its folder.
-        config: what it should have been, but for ``out``.
+def other_settings(run: Path, config: dict[str, Any]) -> str:
+    """In what a run's settings are not those that it should have, ``out`` left out; "" if in none.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: if the run's settings can't be read.
     """
+    wanted = build(TrainConfig, config)
     before = build(TrainConfig, read_toml(run / "config.toml")).model_dump(mode="json")
-    if config.learning_rate_match:  # the run has found its rate
-        before["learning_rate"] = config.learning_rate
-    if changed := differences(before, config):
-        raise ValueError(
-            f"{run} was run with other defaults; these differ: {changed}. Give these settings in "
-            "the study as they were, or move that run away"
-        )
+    if wanted.learning_rate_match:  # the run has found its rate
+        before["learning_rate"] = wanted.learning_rate
+    return differences(before, wanted)
 
 
 def _train(job: Job, config: TrainConfig) -> None:
@@ -247,6 +257,20 @@ def _launch(job: Job, config: TrainConfig) -> None:
     if code and not (result and _over(result)):
         why = result["reason"] if result else f"see {job.cell / LOG}"
         raise RuntimeError(f"{config.processes} processes ended with exit code {code}: {why}")
+
+
+def _evaluated(job: Job, adapter: Path | None, ending: Ending) -> Ending:
+    """All evaluations that are not there, whether or not one fails; how the cell ended so."""
+    failures = []
+    for name, settings in job.evaluations.items():
+        try:
+            _evaluate(job, name, settings, adapter)
+        except Exception as error:
+            failures.append(f"evaluation {name!r}: {_reason(error)}")
+    if not failures:
+        return ending
+    reason = "; ".join(filter(None, (ending.reason, *failures)))
+    return replace(ending, state="failed", reason=reason, evaluating=True)
 
 
 def _evaluate(job: Job, name: str, settings: dict[str, Any], adapter: Path | None) -> None:

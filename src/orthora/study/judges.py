@@ -18,8 +18,9 @@ from typing import Literal
 import numpy as np
 
 from orthora.runs import join_names, rate_text
-from orthora.study.compare import Comparisons, Paired, View
+from orthora.study.compare import Comparisons
 from orthora.study.estimates import FEWEST, LEVEL, Estimate, estimate
+from orthora.study.paired import Paired, View
 from orthora.study.spec import ClaimConfig
 from orthora.study.wording import difference_text, edge_text, estimate_text, view_text
 

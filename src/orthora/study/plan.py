@@ -254,4 +254,7 @@ def _canonical(wanted: Settings) -> Settings:
 
 
 def _has(cell: Cell, wanted: Settings) -> bool:
-    return all(cell.get(key) == value for key, value in wanted.items())
+    return all(
+        cell.get(key) == value and isinstance(value, bool) == isinstance(cell.get(key), bool)
+        for key, value in wanted.items()
+    )

@@ -34,8 +34,9 @@ class Record:
         reason: why it failed, or None.
         by_training: training itself ended it.
         step: training step of what was scored.
-        scores: pass@1 by evaluation, exact, of a run that finished or that training ended; of one
-            that training ended before a checkpoint, 0, if it did not end with all answers right.
+        scores: pass@1 by evaluation that is there, exact, of a run that finished or that training
+            ended; of one that training ended before a checkpoint, 0, if it did not end with all
+            answers right.
         numbers: ``kl_update``, ``kl_base``, ``first_norm``, ``peak_grad``, ``end_pass_rate``.
         pass_rates: share of right answers at every training step.
         seconds: of its training.
@@ -153,7 +154,10 @@ def _scores(run: Path, evaluations: Mapping[str, dict[str, Any]]) -> dict[str, F
     for name, settings in evaluations.items():
         file = evaluation_folder(run, name, settings) / "scores.json"
         if file.is_file():
-            found[name] = exact(json_object(file)["pass_at_1"])
+            score = json_object(file).get("pass_at_1")
+            if not isinstance(score, int | float):
+                raise ValueError(f"{file} has no pass_at_1; delete its folder, and run the study")
+            found[name] = exact(score)
     return found
 
 
@@ -176,7 +180,7 @@ def _record(spec: StudySpec, work: Work, arm: Arm) -> Record:
     late = rates[-max(1, len(rates) // 10) :]
     end = math.fsum(late) / len(late) if late else None
     scores: dict[str, Fraction] = {}
-    if ending is not None and (ending.state == "finished" or ending.by_training):
+    if ending is not None and (ending.scored_step is not None or ending.by_training):
         scores = _scores(run, work.job.evaluations)
         if ending.scored_step is None and (end is None or end < _SOLVED):
             scores = dict.fromkeys(work.job.evaluations, Fraction(0))
@@ -236,9 +240,12 @@ def _whole_rows(file: Path) -> list[dict[str, Any]]:
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             break
+        if not isinstance(row, dict):
+            raise ValueError(f"{file} is corrupt: {line[:40]!r} is no row")
+        rows.append(row)
     return rows
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from orthora.store import write_json
 from orthora.study.alike import unlike
 from orthora.study.arms import check_claims
-from orthora.study.folder import Work, check_needs, check_owner, opened, reuse, works
+from orthora.study.folder import Work, check_needs, check_owner, opened, reuse, sources, works
 from orthora.study.job import ENDING, LOG, Ending, ending_of
 from orthora.study.places import Cluster, Local, Place, closing
 from orthora.study.plan import plan
@@ -70,6 +70,7 @@ def run_study(
     check_claims(spec, cells)
     check_owner(spec)
     check_needs(spec, cells)
+    sources(spec)
     with opened(spec):
         found = works(spec, cells)
         if taken := reuse(spec, found):
@@ -93,7 +94,11 @@ def run_study(
     return Outcome(
         sum(bool(work.ending and work.ending.state == "finished") for work in found),
         failed,
-        frozenset(w.job.name for w in found if w.ending and w.ending.by_training),
+        frozenset(
+            work.job.name
+            for work in found
+            if work.ending and work.ending.by_training and not work.ending.evaluating
+        ),
         tuple(unlike(found)),
     )
 
@@ -101,7 +106,9 @@ def run_study(
 def _again(work: Work) -> bool:
     """Whether a failure may end otherwise next time."""
     ending = work.ending
-    return ending is not None and ending.state == "failed" and not ending.by_training
+    if ending is None or ending.state != "failed":
+        return False
+    return ending.evaluating or not ending.by_training
 
 
 def _run_all(spec: StudySpec, todo: list[Work], place: Place, view: View) -> None:

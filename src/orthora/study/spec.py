@@ -77,7 +77,7 @@ class StudySpec(Strict):
     """Folder; left out, ``runs/NAME``."""
     reuse: list[str] = Field(default_factory=list)
     """Folders of other studies: a cell that has ended there is copied, and not run again."""
-    cpus: int = Field(1, ge=1)
+    cpus: int = Field(1, ge=1, le=4096)
     """Cores that a run needs: its ``threads`` should be as many."""
     gpus: float = Field(0.0, ge=0)
     """GPUs that a run needs: a whole number, or below 1 where runs share one."""
@@ -177,7 +177,10 @@ def _nested(kind: type[Strict], table: Any, where: str) -> Any:
 def _check_named(spec: StudySpec) -> None:
     """Evaluations that are named are there."""
     for key in ("select", "report"):
-        for name in _listed(getattr(spec, key)):
+        names = _listed(getattr(spec, key))
+        if getattr(spec, key) == [] or len({*names}) < len(names):
+            raise ValueError(f"{key} {list(names)} must name evaluations, each once")
+        for name in names:
             if name in spec.evaluations:
                 continue
             near = difflib.get_close_matches(name, spec.evaluations, n=1)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from orthora.figures.tables import TextTable
 from orthora.runs import rate_text
 from orthora.study.claims import Verdict
-from orthora.study.compare import Comparisons, Paired, Tuned
+from orthora.study.compare import Comparisons
 from orthora.study.estimates import Estimate, estimate
 from orthora.study.matched import SHARES, Movement, at_equal, at_equal_steps, spreads
+from orthora.study.paired import Paired, Tuned
 from orthora.study.results import Results
 from orthora.study.view import duration
 
@@ -56,7 +57,7 @@ def best_rates(found: Comparisons) -> TextTable:
     say = (
         f"Best rate: by {found.results.selected!r}, all seeds together. For each seed's score the "
         f"other seeds pick the rate; the score is {found.results.reported!r}.",
-        _INTERVALS, _correction(len(family), found),
+        _INTERVALS, _correction([*family.values()], found),
     )  # fmt: skip
     return TextTable("At their own best rates", head, tuple(rows), say)
 
@@ -72,13 +73,15 @@ def _difference(one: Paired | None) -> tuple[str, str, str, str, str]:
     return of_estimate(one.plain, "+"), alone, joint, p, corrected
 
 
-def _correction(count: int, found: Comparisons) -> str:
+def _correction(family: Sequence[Paired], found: Comparisons) -> str:
     seeds = max((len(tuned.scores) for tuned in found.tuned.values()), default=0)
     least = f"With {seeds} seeds its p can't be below {2.0 ** (1 - seeds):.3g}." if seeds else ""
+    tests = sum(math.isfinite(one.p) for one in family)
+    none = "; an arm that was not tried at its reference's rates has none" * (tests < len(family))
     return (
         "With the pick: an interval that allows for the pick of the rates; joint: the same, for "
-        f"all {count} comparisons together. p: exchange of the arms within seeds, picks allowed "
-        f"for, two-sided; Holm: corrected for {count}. {least}"
+        f"all {len(family)} comparisons together. p: exchange of the arms within seeds, picks "
+        f"allowed for, two-sided{none}; Holm: corrected for {tests}. {least}"
     ).rstrip()
 
 
@@ -113,12 +116,12 @@ def _collapsed_means(results: Results) -> str:
 def shared_differences(found: Comparisons) -> TextTable:
     """Every arm against its reference, both at the reference's best rate."""
     rows = []
-    family = found.against_reference("shared")
-    for one in (one for one in family if one.alone.seeds):
+    family = [one for one in found.against_reference("shared") if one.alone.seeds]
+    for one in family:
         rate = rate_text(found.shared_rate(one.arm))
         rows.append((one.arm, one.than, rate, *_difference(one)))
     head = ("arm", "reference", "rate", "difference", "with the pick", "joint", "p", "Holm")
-    say = (_INTERVALS, _correction(len(rows), found))
+    say = (_INTERVALS, _correction(family, found))
     return TextTable("At the reference's best rate", head, tuple(rows), say)
 
 
@@ -204,10 +207,19 @@ def spread(found: Comparisons) -> TextTable:
 def equal_steps(found: Comparisons) -> TextTable:
     """Training accuracy after equal numbers of steps."""
     table = at_equal_steps(found)
-    rows = [(label, *map(of_estimate, table[label])) for label, _ in _sorted(found)]
+    rows = []
+    for label, tuned in _sorted(found):
+        runs = len(tuned.records)
+        cells = [
+            of_estimate(one) + (f" ({one.seeds} of {runs} runs)" if one.seeds < runs else "")
+            for one in table[label]
+        ]
+        rows.append((label, *cells))
     head = ("arm", *(f"{share:.0%} of the steps" for share in SHARES))
     say = ("Share of right answers in training, mean over a tenth of the steps, every arm at its "
-           "own best rate.", _INTERVALS)  # fmt: skip
+           "own best rate. Of runs that training ended before, no more is known: where there are "
+           "such, the number of the others stands there, and the mean is theirs.",
+           _INTERVALS)  # fmt: skip
     return TextTable("At equal steps", head, tuple(rows), say)
 
 

@@ -3,8 +3,9 @@
 import math
 
 from orthora.runs import rate_text
-from orthora.study.compare import Comparisons, Paired, View
+from orthora.study.compare import Comparisons
 from orthora.study.estimates import Estimate
+from orthora.study.paired import Paired, View
 
 _VIEWS = {
     "tuned": "each at its own best rate",
