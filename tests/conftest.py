@@ -252,3 +252,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         mark = item.get_closest_marker("xdist_group")
         if mark is not None and not item.nodeid.endswith(f"@{mark.args[0]}"):
             item._id = coerce_node_id(f"{item.nodeid}@{mark.args[0]}")
+
+
+@pytest.fixture(scope="session")
+def small_study(tmp_path_factory) -> tuple[Path, str]:
+    """A study that was run without a disturbance: its file, and its result table.
+
+    Who uses it belongs to the test group ``study``, so that it is run once.
+    """
+    from driven import results, run, write_study
+
+    file = write_study(tmp_path_factory.mktemp("undisturbed"))
+    run("run", file, "--jobs", "2")
+    return file, results(file)

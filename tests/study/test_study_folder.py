@@ -18,6 +18,11 @@ from orthora.study.spec import StudySpec
 pytestmark = pytest.mark.xdist_group("study")
 
 
+@pytest.fixture(scope="module")
+def done(small_study) -> tuple[Path, str]:
+    return small_study
+
+
 @pytest.fixture
 def copied(done, tmp_path) -> Path:
     """The file of the small study, with a copy of its folder."""

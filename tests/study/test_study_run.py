@@ -36,6 +36,11 @@ from orthora.study.results import load_results
 pytestmark = pytest.mark.xdist_group("study")
 
 
+@pytest.fixture(scope="module")
+def done(small_study) -> tuple[Path, str]:
+    return small_study
+
+
 def stamps(folder: Path) -> dict[str, int]:
     files = [*folder.glob("runs/*/result.json"), *folder.glob("runs/*/eval-*/scores.json")]
     return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in files}
