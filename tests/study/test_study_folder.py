@@ -76,6 +76,15 @@ def test_a_run_that_was_made_with_another_default_is_named(copied, capsys):
     assert "as a default has changed: kl_max_change (1.5 then, 1.3 now)" in capsys.readouterr().err
 
 
+def test_a_run_of_a_version_with_other_settings_is_named_and_read(copied):
+    spec = load_study(copied)
+    config = first_run(spec) / "config.toml"
+    config.write_text(config.read_text() + "kl_of_old = 3\n")
+    (line,) = load_results(spec).unlike
+    assert "that the study does not give: unknown config key 'kl_of_old'" in line
+    assert all(record.scores for record in load_results(spec).records)
+
+
 def test_a_dry_run_counts_what_is_taken_from_another_study(copied, tmp_path, capsys):
     (tmp_path / "new").mkdir()
     more = GRID.replace("seed = [0]", "seed = [0, 1]")

@@ -65,10 +65,15 @@ def _changed(found: Sequence[Work]) -> list[str]:
     """Runs that were made with settings that the study does not give: a default has changed."""
     cells: dict[str, list[str]] = {}
     for work in found:
-        if work.ending is not None and work.job.config is not None:
-            file = work.job.run / "config.toml"
-            if file.is_file() and (text := other_settings(work.job.run, work.job.config)):
-                cells.setdefault(text, []).append(work.job.name)
+        run, config = work.job.run, work.job.config
+        if work.ending is None or config is None or not (run / "config.toml").is_file():
+            continue
+        try:
+            text = other_settings(run, config)
+        except ValueError as error:  # of a version that had other settings
+            text = str(error)
+        if text:
+            cells.setdefault(text, []).append(work.job.name)
     return [
         f"not alike: {_count(names)} {'was' if len(names) == 1 else 'were'} made with settings "
         f"that the study does not give: {text} ({_some(names)})"
