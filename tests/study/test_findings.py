@@ -64,6 +64,16 @@ def test_the_page_says_what_the_verdicts_say(folder):
         assert any(line.startswith(wanted) and folder.name in line for line in rows), wanted
 
 
+def _mean(found: Comparisons, label: str) -> float:
+    scores = found.tuned[label].scores.values()
+    return float(sum(scores) / len(scores))
+
+
+def _difference(found: Comparisons, label: str, than: str) -> str:
+    (one,) = found.family([(label, than)], "tuned")
+    return f"{one.plain.mean:+.3f} ({one.plain.low:+.3f} to {one.plain.high:+.3f})"
+
+
 def steering_table(found: Comparisons) -> list[str]:
     """The rows of the table in docs/adaptive-kl.md: each method swept and under adaptive-kl."""
     rows = [
@@ -71,26 +81,45 @@ def steering_table(found: Comparisons) -> list[str]:
         "| --- | --- | --- | --- | --- |",
     ]
     for label in found.fixed:
-        (one,) = found.family([(f"{label}, adaptive-kl", label)], "tuned")
-        fixed, steered = (
-            float(sum(found.tuned[name].scores.values()) / len(found.tuned[name].scores))
-            for name in (label, f"{label}, adaptive-kl")
-        )
-        low, mean, high = one.plain.low, one.plain.mean, one.plain.high
-        rate = rate_text(found.tuned[label].rate)
+        steered = f"{label}, adaptive-kl"
         rows.append(
-            f"| `{label}` | {rate} | {fixed:.3f} | {steered:.3f} | "
-            f"{mean:+.3f} ({low:+.3f} to {high:+.3f}) |"
+            f"| `{label}` | {rate_text(found.tuned[label].rate)} | {_mean(found, label):.3f} | "
+            f"{_mean(found, steered):.3f} | {_difference(found, steered, label)} |"
         )
     return rows
 
 
+def cosine_table(found: Comparisons) -> list[str]:
+    """The rows of the table in docs/findings.md: each method at constant rates and with cosine."""
+    rows = [
+        "| method | best constant rate | pass@1 | best first rate of a cosine | pass@1 | "
+        "difference (95 %) |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for label in (arm.method for arm in found.arms.values() if not arm.rest):
+        cosine = f"{label}, cosine"
+        rates = [rate_text(found.tuned[one].rate) for one in (label, cosine)]
+        rows.append(
+            f"| `{label}` | {rates[0]} | {_mean(found, label):.3f} | {rates[1]} | "
+            f"{_mean(found, cosine):.3f} | {_difference(found, cosine, label)} |"
+        )
+    return rows
+
+
+def between(page: str, mark: str) -> list[str]:
+    """The lines between a page's marks."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return text.partition(f"<!-- {mark} -->\n")[2].partition(f"\n<!-- /{mark} -->")[0].splitlines()
+
+
+def test_the_page_has_the_numbers_of_cosine_runs():
+    found = Comparisons(results_of(ROOT / "docs/findings/paper-table1-tiny"))
+    assert between("findings.md", "study-cosine") == cosine_table(found)
+
+
 def test_the_page_on_adaptive_kl_has_the_numbers_of_the_study():
     found = Comparisons(results_of(ROOT / "docs/findings/adaptive-kl-tiny"))
-    page = (ROOT / "docs/adaptive-kl.md").read_text(encoding="utf-8")
-    begin, end = "<!-- study-adaptive-kl -->\n", "\n<!-- /study-adaptive-kl -->"
-    table = page.partition(begin)[2].partition(end)[0]
-    assert table.splitlines() == steering_table(found)
+    assert between("adaptive-kl.md", "study-adaptive-kl") == steering_table(found)
 
 
 def test_there_are_findings():
