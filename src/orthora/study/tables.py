@@ -186,7 +186,9 @@ def equal_movement(found: Comparisons, key: Movement) -> TextTable:
 def spread(found: Comparisons) -> TextTable:
     """How far methods lie apart at equal rates, and where they move equally far."""
     rows = []
-    for key, (_, name) in _MOVED.items():
+    names: dict[Movement, str] = {key: name for key, (_, name) in _MOVED.items()}
+    names["kl_base"] = "KL to the base at the end, nats per token"
+    for key, name in names.items():
         for one in spreads(found, key):
             sides = ((one.at_rate, one.typical_at_rate), (one.at_equal, one.typical_at_equal))
             apart = [f"{wide:.3f} ({typical:.3f})" for wide, typical in sides]
@@ -199,7 +201,7 @@ def spread(found: Comparisons) -> TextTable:
         "their median deviation, scaled to be equal to it for a normal distribution: where it is "
         "much smaller, a few methods make the spread. Where they move equally far it is "
         "interpolated over the logarithm of how far; methods that never move so far are left out "
-        "of both.",
+        "of both. The KL to the base is a result of training, as the score is: no setting holds it.",
     )
     return TextTable("What is left of the differences", head, tuple(rows), say)
 
