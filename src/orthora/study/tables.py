@@ -201,7 +201,7 @@ def spread(found: Comparisons) -> TextTable:
         "their median deviation, scaled to be equal to it for a normal distribution: where it is "
         "much smaller, a few methods make the spread. Where they move equally far it is "
         "interpolated over the logarithm of how far; methods that never move so far are left out "
-        "of both. The KL to the base is a result of training, as the score is: no setting holds it.",
+        "of both. The KL to the base is an outcome, as the score is: no setting holds it.",
     )
     return TextTable("What is left of the differences", head, tuple(rows), say)
 
