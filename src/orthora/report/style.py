@@ -19,6 +19,7 @@ table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:
 caption{text-align:left;padding:.7rem .65rem .4rem;font-size:.88rem}
 caption span{display:inline-block;position:sticky;left:.65rem;max-width:calc(100vw - 60px)}
 th,td{padding:.45rem .65rem;text-align:left;border-top:1px solid var(--rule);white-space:nowrap}
+.words th,.words td{white-space:normal;min-width:9rem}
 thead th{font-weight:600;color:var(--soft)}tbody th{font-weight:600}
 dl.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(260px,1fr));gap:.5rem 1.5rem;
 margin:0;padding:.9rem;font-size:.9rem}dl.grid dt{font-size:.82rem}dl.grid dd{margin:0}

@@ -96,7 +96,8 @@ def _sections(
     drawn = {name: drawing_html(one, name) for name, one in pictures.items()}
     sections = [("What was asked", _asked(found.results))]
     if judged:
-        sections.append(("Claims", text_table_html(texts["claims"]) + "\n" + _numbers(judged)))
+        table = f'<div class="words">{text_table_html(texts["claims"])}</div>'
+        sections.append(("Claims", f"{table}\n{_numbers(judged)}"))
     for heading, parts in (
         ("At their own best rates", (drawn.get("tuned"), shown.get("best-rates"))),
         ("At shared rates", (drawn.get("rates"), shown.get("shared-rates"),
@@ -122,6 +123,13 @@ def _wide(part: str) -> str:
 
 def _asked(results: Results) -> str:
     spec, states = results.spec, results.states()
+    itself = sum(record.by_training for record in results.records)
+    states = {
+        "finished": states["finished"],
+        "ended by training itself": itself,
+        "failed": states["failed"] - itself,
+        "missing": states["missing"],
+    }
     counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
     text = f"{len(results.records)} runs: {counts}."
     facts = {
