@@ -178,7 +178,7 @@ def _stabler(claim: ClaimConfig, found: Comparisons) -> Judged:
     if all(one.judged.sign > 0 for one in family) and all(fewer):
         return "holds", numbers
     margin = found.results.spec.margin
-    if any(one.judged_jointly.sign < 0 or one.judged_jointly.within(margin) for one in family):
+    if any(_against(one, 1, margin) for one in family):
         return "does not hold", numbers
     return "cannot be told here", numbers
 
