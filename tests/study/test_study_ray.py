@@ -64,9 +64,10 @@ def test_a_node_a_worker_and_the_driver_are_killed_and_nothing_is_lost(cluster, 
     driver = start("run", wild, "--ray", cluster.address)
     try:
         wait_for(lambda: cells_at_work(folder))
-        for process in cells_at_work(folder)[:1]:  # a worker dies
-            kill(process.pid)
-        others = list(cluster.worker_nodes)
+        dying = cells_at_work(folder)[0]
+        # On another node than the one that dies, or what it says of the worker is lost with it.
+        others = [node for node in cluster.worker_nodes if node is not node_of(dying, [node])]
+        kill(dying.pid)  # a worker dies
         wait_for(lambda: [p for p in cells_at_work(folder) if node_of(p, others)])
         victim = next(node for p in cells_at_work(folder) if (node := node_of(p, others)))
         cluster.remove_node(victim, allow_graceful=False)  # a node dies
