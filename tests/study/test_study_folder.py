@@ -18,15 +18,10 @@ from orthora.study.spec import StudySpec
 pytestmark = pytest.mark.xdist_group("study")
 
 
-@pytest.fixture(scope="module")
-def done(small_study) -> tuple[Path, str]:
-    return small_study
-
-
 @pytest.fixture
-def copied(done, tmp_path) -> Path:
+def copied(small_study, tmp_path) -> Path:
     """The file of the small study, with a copy of its folder."""
-    shutil.copytree(done[0].parent / "out", tmp_path / "out")
+    shutil.copytree(small_study[0].parent / "out", tmp_path / "out")
     return write_study(tmp_path)
 
 

@@ -36,18 +36,13 @@ from orthora.study.results import load_results
 pytestmark = pytest.mark.xdist_group("study")
 
 
-@pytest.fixture(scope="module")
-def done(small_study) -> tuple[Path, str]:
-    return small_study
-
-
 def stamps(folder: Path) -> dict[str, int]:
     files = [*folder.glob("runs/*/result.json"), *folder.glob("runs/*/eval-*/scores.json")]
     return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in files}
 
 
-def test_every_cell_is_trained_evaluated_and_kept(done):
-    file, table = done
+def test_every_cell_is_trained_evaluated_and_kept(small_study):
+    file, table = small_study
     cells = plan(load_study(file))
     assert len(table.splitlines()) == 2 + len(cells) == 6
     for cell in cells:
@@ -56,8 +51,8 @@ def test_every_cell_is_trained_evaluated_and_kept(done):
     assert (file.parent / "out/report/report.html").stat().st_size > 10_000
 
 
-def test_what_is_finished_is_not_touched_again_and_new_cells_are_done(done, tmp_path):
-    file, _ = done
+def test_what_is_finished_is_not_touched_again_and_new_cells_are_done(small_study, tmp_path):
+    file, _ = small_study
     folder = file.parent / "out"
     before = stamps(folder)
     grown = write_study(file.parent, grid=GRID.replace("seed = [0]", "seed = [0, 1]"))
@@ -68,8 +63,8 @@ def test_what_is_finished_is_not_touched_again_and_new_cells_are_done(done, tmp_
     write_study(file.parent)
 
 
-def test_a_cell_is_the_run_that_the_train_and_eval_commands_make(done, tmp_path):
-    file, _ = done
+def test_a_cell_is_the_run_that_the_train_and_eval_commands_make(small_study, tmp_path):
+    file, _ = small_study
     spec = load_study(file)
     cell = next(cell for cell in plan(spec) if cell.method == "pissa")
     there = spec.folder / "runs" / cell.name
@@ -89,11 +84,11 @@ def test_a_cell_is_the_run_that_the_train_and_eval_commands_make(done, tmp_path)
     assert found.pass_at_1 == kept["pass_at_1"]
 
 
-def test_checkpoints_go_when_a_cell_has_finished(done):
-    assert not [*(done[0].parent / "out").glob("runs/*/checkpoints")]
+def test_checkpoints_go_when_a_cell_has_finished(small_study):
+    assert not [*(small_study[0].parent / "out").glob("runs/*/checkpoints")]
 
 
-def test_a_killed_worker_is_replaced_and_goes_on_to_the_same_bits(done, tmp_path):
+def test_a_killed_worker_is_replaced_and_goes_on_to_the_same_bits(small_study, tmp_path):
     file = write_study(tmp_path)
     driver = start("run", file, "--jobs", "1")
     folder = tmp_path / "out"
@@ -103,11 +98,11 @@ def test_a_killed_worker_is_replaced_and_goes_on_to_the_same_bits(done, tmp_path
     out, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, out
     assert "lost: its process was ended by SIGKILL" in out
-    assert results(file) == done[1]
+    assert results(file) == small_study[1]
 
 
 @pytest.mark.slow
-def test_a_killed_driver_takes_its_workers_along_and_the_same_command_goes_on(done, tmp_path):
+def test_a_killed_driver_takes_its_workers_along_and_the_command_goes_on(small_study, tmp_path):
     file = write_study(tmp_path)
     driver = start("run", file, "--jobs", "2")
     folder = tmp_path / "out"
@@ -119,7 +114,7 @@ def test_a_killed_driver_takes_its_workers_along_and_the_same_command_goes_on(do
     psutil.wait_procs(workers, timeout=20)
     assert not [one for one in workers if one.is_running() and one.status() != "zombie"]
     run("run", file, "--jobs", "1")
-    assert results(file) == done[1]
+    assert results(file) == small_study[1]
 
 
 @pytest.mark.slow
@@ -196,13 +191,13 @@ def test_only_a_cell_that_writes_nothing_is_ended(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_cells_are_taken_from_another_study_instead_of_being_run(done, tmp_path):
+def test_cells_are_taken_from_another_study_instead_of_being_run(small_study, tmp_path):
     file = write_study(
-        tmp_path, name="other", more=f'reuse = ["{done[0].parent / "out"}"]'
+        tmp_path, name="other", more=f'reuse = ["{small_study[0].parent / "out"}"]'
     )  # fmt: skip
     out = run("run", file)
     assert "4 cells taken from" in out
-    assert results(file) == done[1]
+    assert results(file) == small_study[1]
 
 
 @pytest.mark.parametrize(
@@ -220,9 +215,9 @@ def test_cells_are_taken_from_another_study_instead_of_being_run(done, tmp_path)
         ("eval-*/config.toml", r"top_p = 1.0", "top_p = 0.9", "the settings of evaluation 'test'"),
     ],
 )
-def test_cells_that_were_not_made_alike_are_named(done, tmp_path, place, before, now, says):
+def test_cells_that_were_not_made_alike_are_named(small_study, tmp_path, place, before, now, says):
     file = write_study(tmp_path)
-    shutil.copytree(done[0].parent / "out", tmp_path / "out")
+    shutil.copytree(small_study[0].parent / "out", tmp_path / "out")
     spec = load_study(file)
     assert load_results(spec).unlike == []
     cell = plan(spec)[2]
@@ -284,8 +279,8 @@ def test_bad_grids_are_one_clear_line_and_nothing_is_begun(tmp_path, capsys, cha
     assert not (tmp_path / "out").exists()
 
 
-def test_the_folder_of_another_study_is_left_alone(done, capsys):
-    other = write_study(done[0].parent, name="another")
+def test_the_folder_of_another_study_is_left_alone(small_study, capsys):
+    other = write_study(small_study[0].parent, name="another")
     for what in ("run", "report"):
         assert main(["study", what, str(other)]) == 2
         assert "is the folder of study 'small', not of 'another'" in capsys.readouterr().err

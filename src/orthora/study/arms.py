@@ -4,7 +4,6 @@ A first rate of adaptive-kl is a setting: were it picked like a fixed rate, ther
 """
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from orthora.config import read_toml
@@ -30,8 +29,8 @@ class Arm(NamedTuple):
     label: str
     method: str
     rest: str
-    adaptive: bool = False
-    settings: Mapping[str, Any] = MappingProxyType({})
+    adaptive: bool
+    settings: Mapping[str, Any]
 
 
 def arms_of(spec: StudySpec, cells: Sequence[Cell]) -> dict[str, Arm]:
@@ -152,9 +151,7 @@ def _check_claim(claim: ClaimConfig, arms: Mapping[str, Arm], reference: str) ->
         raise ValueError("lower_kl is for 'order'; leave it out")
     if claim.than and claim.kind not in ("better", "worse", "stabler"):
         raise ValueError("than is for 'better', 'worse' and 'stabler'; leave it out")
-    if claim.kind == "stabler" and any(
-        arms[name].adaptive for name in (*claim.methods, *claim.than)
-    ):
+    if claim.kind == "stabler" and any(arms[name].adaptive for name in named):
         raise ValueError("an arm under adaptive-kl has no sweep; compare it by 'better'")
     if claim.kind == "stabler" and len(claim.than) != len(claim.methods):
         raise ValueError("it needs a partner in than for every method")

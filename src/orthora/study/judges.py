@@ -30,7 +30,7 @@ Ruling = Literal[
 Judged = tuple[Ruling, list[str]]
 
 
-def pairs_of(claim: ClaimConfig, found: Comparisons) -> list[tuple[str, str]]:
+def _pairs(claim: ClaimConfig, found: Comparisons) -> list[tuple[str, str]]:
     """The arms that a claim compares: with those it names, or each with its reference."""
     if claim.than:
         return [(a, b) for a in claim.methods for b in claim.than]
@@ -42,7 +42,7 @@ def _directed(sign: int) -> Callable[[ClaimConfig, Comparisons], Judged]:
     """Every method is better (1) or worse (-1) than what it is compared with."""
 
     def judge(claim: ClaimConfig, found: Comparisons) -> Judged:
-        pairs = pairs_of(claim, found)
+        pairs = _pairs(claim, found)
         tuned, shared = (found.family(pairs, view) for view in ("tuned", "shared"))
         numbers = [difference_text(one, "tuned", found) for one in tuned]
         numbers += [difference_text(one, "shared", found) for one in shared]
@@ -84,7 +84,7 @@ def _collapses(claim: ClaimConfig, found: Comparisons) -> Judged:
             f"where most of {found.reference_of(name) or 'no reference'}'s did not at {at}."
             f"{edge_text(name, found)}"
         )
-    family = found.family(pairs_of(claim, found), "shared")
+    family = found.family(_pairs(claim, found), "shared")
     numbers += [difference_text(one, "shared", found) for one in family]
     if all(own):
         return "holds", numbers

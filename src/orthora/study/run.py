@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from orthora.store import write_json
@@ -86,19 +87,16 @@ def run_study(
             )
             with closing(place), View(total, place.jobs, ended) as view:
                 _run_all(spec, todo, place, view)
-    failed = {
-        work.job.name: work.ending.reason or "unknown"
-        for work in found
-        if work.ending and work.ending.state == "failed"
-    }
+    return _outcome(found)
+
+
+def _outcome(found: Sequence[Work]) -> Outcome:
+    """What there is of all cells, whether or not it came now."""
+    ended = {work.job.name: work.ending for work in found if work.ending}
     return Outcome(
-        sum(bool(work.ending and work.ending.state == "finished") for work in found),
-        failed,
-        frozenset(
-            work.job.name
-            for work in found
-            if work.ending and work.ending.by_training and not work.ending.evaluating
-        ),
+        sum(one.state == "finished" for one in ended.values()),
+        {name: one.reason or "unknown" for name, one in ended.items() if one.state == "failed"},
+        frozenset(n for n, one in ended.items() if one.by_training and not one.evaluating),
         tuple(unlike(found)),
     )
 
