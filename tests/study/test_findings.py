@@ -1,48 +1,39 @@
 """The findings that are committed: the page says what the verdicts say, and they follow from the
 committed result tables."""
 
-import csv
 import json
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from orthora.runs import rate_text
-from orthora.study import load_study, plan
-from orthora.study.arms import arms_of
+from orthora.study import load_study
 from orthora.study.claims import verdicts
 from orthora.study.compare import Comparisons
-from orthora.study.results import BASE, Record, Results, exact
+from orthora.study.report import write_report
+from orthora.study.reread import read_table
+from orthora.study.results import Results
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = sorted(path.parent for path in ROOT.glob("docs/findings/*/verdicts.json"))
-NUMBERS = ("kl_update", "kl_base", "first_norm", "peak_grad", "end_pass_rate")
 
 
 def results_of(folder: Path) -> Results:
     """A study's results out of its committed table."""
     spec = load_study(ROOT / "studies" / f"{folder.name}.toml")
-    cells = plan(spec)
-    arms = arms_of(spec, cells)
-    with (folder / "results.csv").open(encoding="utf-8") as file:
-        rows = {row["cell"]: row for row in csv.DictReader(file)}
-    first = rows.pop(BASE)
-    names = [name.partition("/")[2] for name in first if name.startswith("pass_at_1/")]
-    records = []
-    for cell in cells:
-        row = rows.pop(cell.name)
-        assert row["hash"] == cell.hash
-        scores = {n: exact(float(s)) for n in names if (s := row[f"pass_at_1/{n}"])}
-        numbers = {key: float(row[key]) if row[key] else None for key in NUMBERS}
-        records.append(Record(
-            cell, arms[cell.name], row["state"], None, row["by_training"] == "True", None,
-            scores, numbers, (), None, None,
-        ))  # fmt: skip
-    assert not rows
-    assert all(isinstance(score, Fraction) for one in records for score in one.scores.values())
-    base = {name: float(first[f"pass_at_1/{name}"]) for name in names}
-    return Results(spec, records, {"tiny": base})
+    return read_table(spec, folder / "results.csv")
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_committed_tables_and_figures_follow_from_the_committed_results(folder, tmp_path):
+    """All but what rests on the runs themselves, bit for bit."""
+    write_report(results_of(folder), tmp_path)
+    made = {path.name for path in tmp_path.iterdir()} - {"report.html", "failures.md"}
+    kept = {path.name for path in folder.iterdir()}
+    assert kept - made <= {"curves.svg", "costs.md", "equal-steps.md", "failures.md"}
+    assert made <= kept
+    for name in made:
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -11,7 +12,8 @@ from conftest import KINDS, VOCAB, adamw_steps, make_model
 from trl.trainer.utils import add_fused_lm_head
 
 import orthora
-from orthora.train.batches import collate, deal, share_pays
+from orthora.train.batches import collate
+from orthora.train.dealing import deal, filled, packed, share_pays
 from orthora.train.losses import Objective
 from orthora.train.rollouts import Row
 from orthora.train.scoring import Scorer
@@ -48,7 +50,8 @@ def some_rows(lengths, prompts=None, seed=0):
 def scorer(model, *, share=True, fold=False):
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     add_fused_lm_head(base, temperature=1.0, outputs=("log_probs", "entropy"))
-    return Scorer(model, nullcontext, torch.device("cpu"), PAD, fold=fold, share=share)
+    cpu = torch.device("cpu")
+    return Scorer(model, nullcontext, cpu, PAD, fold=fold, share=share, micro_batch=16)
 
 
 @pytest.mark.parametrize("shared", LAYOUTS)
@@ -90,6 +93,71 @@ def test_the_mask_of_the_shared_layout_by_hand():
         [1, 0, 0, 1, 1, 0],
         [1, 0, 0, 1, 1, 1],
     ]
+
+
+def test_short_groups_stand_in_one_sequence_and_do_not_see_each_other():
+    """Prompts p q and r, responses a b c d, e and f: p | q a b c d  and  r e | p q f, padded."""
+    ids = [torch.tensor(one, dtype=torch.int32) for one in ([11, 12, 13, 14], [21], [31])]
+    prompts = [(1, 2), (3,), (1, 2)]
+    rows = [Row(i, prompts[i], ids[i], None, None, None, 0.0, True) for i in range(3)]
+    batch = collate(rows, PAD, shared=True)
+    assert batch.ids.tolist() == [[1, 2, 11, 12, 13, 14], [3, 21, 1, 2, 31, PAD]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 0, 1, 2, 0]]
+    assert batch.labels.tolist() == [[-100] * 2 + [11, 12, 13, 14],
+                                     [-100, 21, -100, -100, 31, -100]]  # fmt: skip
+    assert (batch.attention[1, 0] == 0).int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [0, 0, 1, 0, 0, 0],
+        [0, 0, 1, 1, 0, 0],
+        [0, 0, 1, 1, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+    labels = batch.labels[:, 1:].flatten()
+    for one, take, mask in zip(ids, batch.take, batch.mask, strict=True):
+        assert labels[take[mask > 0]].tolist() == one.tolist()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_packing_wastes_no_sequence_and_loses_nobody(seed):
+    lengths = random.Random(seed).choices(range(1, 60), k=1 + seed)
+    found = packed(lengths)
+    assert sorted(itertools.chain(*found)) == list(range(len(lengths)))
+    sums = [sum(lengths[i] for i in one) for one in found]
+    assert max(sums) == max(lengths)
+    assert all(a + b > max(lengths) for a, b in itertools.combinations(sums, 2))
+    assert found == sorted(found)
+    assert packed([5, 5, 5]) == [[0], [1], [2]]  # as they were, where nothing fits
+
+
+@pytest.mark.parametrize("together", LAYOUTS)
+def test_a_measurement_fills_its_micro_batches(together):
+    rows = some_rows([[5] * 4, [9], [2, 3], [7], [1] * 5], prompts=[4] * 5)
+    found = filled(rows, 4, together=together)
+    assert sorted(itertools.chain(*found)) == list(range(13))
+    assert max(map(len, found)) <= 4
+    assert all(len(a) + len(b) > 4 for a, b in itertools.pairwise(found))
+    if together:  # the last group is larger than a micro-batch, and is cut
+        homes = [{k for k, micro in enumerate(found) for i in micro if rows[i].group == g}
+                 for g in range(5)]  # fmt: skip
+        assert [len(home) for home in homes] == [1, 1, 1, 1, 2]
+    else:
+        lengths = [rows[i].length for micro in found for i in micro]
+        assert lengths == sorted(lengths, reverse=True)
+    assert filled([], 4, together=together) == []
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_packed_groups_score_as_each_row_alone(kind):
+    rows = some_rows([[2, 7, 5, 9], [6], [1, 3], [4], [2]], prompts=[9, 1, 4, 3, 12])
+    model = orthora.adapt(make_model(kind), "rlpo", rank=4, alpha=4.0)
+    adamw_steps(model)
+    made = scorer(model)
+    assert len(collate(rows, PAD, shared=True).ids) < 5
+    together = made.logps([rows], shared=True)
+    alone = made.logps([[row] for row in rows], shared=False)
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", SHARING)
@@ -148,7 +216,7 @@ def test_sharing_in_bfloat16_stays_within_its_rounding():
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"qwen2-medium", "qwen3_moe-dense"}))
 def test_models_with_sliding_windows_are_scored_row_by_row(kind):
     rows = some_rows([[9] * 8, [9] * 8], prompts=[20, 20])
-    assert share_pays(rows, 32, 10_000)
+    assert share_pays(rows, 16, 32, 10_000)
     assert scorer(make_model(kind)).shares(rows) == (kind not in WINDOWED)
 
 
@@ -175,9 +243,40 @@ def test_flash_attention_and_the_setting_turn_sharing_off():
 
 def test_sharing_pays_for_long_prompts_and_not_for_long_responses_in_attention():
     long_prompts = some_rows([[10] * 8], prompts=[90])
-    assert share_pays(long_prompts, 64, 50_000)
-    assert not share_pays(some_rows([[100]], prompts=[100]), 64, 50_000)  # nobody to share with
-    assert not share_pays(some_rows([[500] * 16], prompts=[8]), 64, 1_000)  # attention dominates
+    assert share_pays(long_prompts, 8, 64, 50_000)
+    assert not share_pays(some_rows([[100]], prompts=[100]), 8, 64, 50_000)  # nobody to share with
+    long_responses = some_rows([[500] * 16], prompts=[8])
+    assert not share_pays(long_responses, 16, 64, 1_000)  # attention dominates
+
+
+def test_sharing_is_weighed_with_the_padding_that_it_brings():
+    """Eight prompts of 40 tokens: one with three responses of 20 in the sample, seven with one."""
+    rows = some_rows([[20] * 3, *[[20]] * 7], prompts=[40] * 8)
+    assert 39 + 3 * 21 == 102  # tokens of the first group, to which all others are padded:
+    assert 8 * 102 > 10 * 60
+    assert not share_pays(rows, 10, 16, 50_000)
+    assert share_pays(rows[:3], 10, 16, 50_000)  # alone it pays, 102 against 180
+    assert not share_pays(rows[:3], 1, 16, 50_000)  # not where each row has a micro-batch
+    assert share_pays(rows, 3, 16, 50_000)  # apart from the others: 102 + 7 x 60 against 600
+
+
+def test_a_sample_is_laid_out_by_what_it_holds_and_not_by_what_training_does():
+    rows = some_rows([[8] * 8] * 4, prompts=[40] * 4)
+    for row in rows:
+        row.old = torch.full((len(row.ids),), -0.1)
+    plan = plan_updates(rows, OBJECTIVE, Shape(8, 2, 1, 2, 16), shared=True)
+    made = scorer(make_model("qwen2"))
+    few, many = (plan.sample(share, 3, made.shares) for share in (4 / 32, 0.5))
+    assert [row.group for row in few.rows] == [0, 1, 2, 3]
+    assert not few.shared
+    assert many.shared
+    assert plan.sample(1.0, 3, made.shares).micro_batches == plan.once
+    assert plan.sample(4 / 32, 3).shared  # nobody asked
+    for sample in (few, many):
+        found = made.logps(sample.micro_batches, shared=sample.shared)
+        again = made.logps(sample.micro_batches, shared=not sample.shared)
+        for a, b in zip(found, again, strict=True):
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
 def test_a_process_without_rows_gets_one_that_counts_nothing():

@@ -48,7 +48,8 @@ def test_estimators_are_the_exact_kl_in_expectation(kind):
     model = orthora.adapt(make_model(kind), "rlpo", rank=4, alpha=4.0)
     base = model.get_base_model()
     add_fused_lm_head(base, temperature=1.0, outputs=("log_probs", "entropy"))
-    scorer = Scorer(model, nullcontext, torch.device("cpu"), 0, fold=False, share=True)
+    cpu = torch.device("cpu")
+    scorer = Scorer(model, nullcontext, cpu, 0, fold=False, share=True, micro_batch=8)
     every = [row(pair, None) for pair in itertools.product(range(VOCAB), repeat=2)]
     chunks = [every[i : i + 256] for i in range(0, len(every), 256)]
 

@@ -69,7 +69,8 @@ def trained(method, shard):
         gradients.read(model)
         optimizer.step()
         optimizer.zero_grad()
-    scorer = Scorer(model, nullcontext, torch.device("cpu"), 0, fold=False, share=False)
+    cpu = torch.device("cpu")
+    scorer = Scorer(model, nullcontext, cpu, 0, fold=False, share=False, micro_batch=8)
     rows = [Row(i, tuple(line[:5].tolist()), line[5:], None, None, None, 0.0, True)
             for i, line in enumerate(ids)]
     # one process has one row and an empty micro-batch, the other has both rows

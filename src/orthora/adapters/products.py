@@ -7,6 +7,7 @@ norms, energies and singular values of dW then cost O((m + n) k^2), and dW is ne
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,18 +33,18 @@ class Product:
     X: Tensor
     Y: Tensor
 
+    @cached_property
     def grams(self) -> tuple[Tensor, Tensor]:
         """``X' X`` and ``Y Y'`` (k, k) in float64, on the CPU."""
         return (self.X.mT @ self.X).double().cpu(), (self.Y @ self.Y.mT).double().cpu()
 
     def norm(self) -> float:
         """``|X Y|_F``, from the grams."""
-        left, right = self.grams()
-        return float((left * right).sum().clamp_min(0.0).sqrt())
+        return _norm(*self.grams)
 
     def spectral_norm(self) -> float:
         """``|X Y|_2``: the root of the largest eigenvalue of ``X' X Y Y'``; NaN if it overflows."""
-        left, right = self.grams()
+        left, right = self.grams
         if not (left @ right).isfinite().all():
             return math.nan
         return float(torch.linalg.eigvals(left @ right).real.max().clamp_min(0.0).sqrt())
@@ -53,7 +54,13 @@ class Product:
         whole = self.norm()
         if whole == 0.0:
             return 0.0
-        return (Product(self.slot, self.X, self.Y @ V.to(self.Y)).norm() / whole) ** 2
+        inside = self.Y @ V.to(self.Y)
+        return (_norm(self.grams[0], (inside @ inside.mT).double().cpu()) / whole) ** 2
+
+
+def _norm(left: Tensor, right: Tensor) -> float:
+    """``|X Y|_F`` of ``X' X`` and ``Y Y'``."""
+    return float((left * right).sum().clamp_min(0.0).sqrt())
 
 
 Factors = Sequence[tuple[Tensor, Tensor]]

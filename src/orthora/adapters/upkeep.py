@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.adalora import AdaLoraModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from orthora.adapters.dense import dense_of, originals_in_place, restore_frozen
@@ -29,15 +31,32 @@ def base_policy(model: Any) -> Iterator[None]:
         with originals_in_place(model, dense):
             yield
     elif isinstance(model, PeftModel):
-        trained = {name for name, p in model.named_parameters() if p.requires_grad}
-        try:
-            with model.disable_adapter():
-                yield
-        finally:
-            for name, parameter in model.named_parameters():  # PEFT lets LoRA-FA's A train again
-                parameter.requires_grad_(name in trained)
+        with _switched_off(model):
+            yield
     else:
         raise ValueError("base_policy() takes a model from orthora.adapt")
+
+
+@contextmanager
+def _switched_off(model: PeftModel) -> Iterator[None]:
+    """Inside, no adapted layer adds its adapter.
+
+    PEFT's ``disable_adapter`` takes longer than a forward pass of a small model, for a report on
+    all layers, and lets frozen factors (LoRA-FA's A) train again.
+    """
+    on = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper)
+        and not layer._disable_adapters
+    ]
+    try:
+        for layer in on:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer in on:
+            layer._disable_adapters = False
 
 
 def after_update(model: Any, update: int) -> None:

@@ -201,7 +201,7 @@ class TrainConfig(Strict):
     kl_update_share: float = Field(0.25, ge=0, le=1)
     """Share of a rollout's responses on which the KL of its updates is measured, the surprising
     ones preferred and weighted down for it; 0 is none."""
-    kl_base_share: float = Field(0.125, ge=0, le=1)
+    kl_base_share: float = Field(0.0625, ge=0, le=1)
     """Share of a rollout's responses on which the KL to the base is measured; 0 is none. With
     beta > 0 it is all of them."""
     geometry: bool = True

@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 _SPELLED = str.maketrans(
     {
@@ -84,6 +85,7 @@ MULTIPLIERS = "十百千万亿半双打成倍"
 NOT_CHINESE_UNITS = "分之点又不错的以减加乘方零"
 
 
+@lru_cache(64)  # a verdict asks for the same few texts several times, a group for one gold
 def tidy(text: str) -> str:
     r"""Remove what does not change the meaning of an answer, and settle on one spelling.
 

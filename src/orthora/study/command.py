@@ -52,6 +52,9 @@ class ReportOptions:
     """The study."""
     out: Path | None = None
     """Folder to write to; left out, report in the study's folder."""
+    table: Path | None = None
+    """The results.csv of an earlier report, to read instead of the runs: all but training curves
+    and costs is made anew from it."""
 
 
 def run_command(arguments: Sequence[str]) -> None:
@@ -177,7 +180,7 @@ def _report(options: ReportOptions) -> None:
     from orthora.study.report import report_study
     from orthora.study.tables import best_rates
 
-    made = report_study(spec, options.out)
+    made = report_study(spec, options.out, table=options.table)
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, 160))

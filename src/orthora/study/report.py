@@ -14,6 +14,7 @@ from orthora.store import write_atomic, write_json
 from orthora.study import drawings, tables
 from orthora.study.claims import Verdict, verdicts
 from orthora.study.compare import Comparisons
+from orthora.study.reread import read_table
 from orthora.study.results import Results, as_csv, load_results, rows_of
 from orthora.study.spec import StudySpec
 
@@ -37,7 +38,9 @@ class StudyReport:
     folder: Path
 
 
-def report_study(spec: StudySpec, out: Path | None = None, date: str | None = None) -> StudyReport:
+def report_study(
+    spec: StudySpec, out: Path | None = None, date: str | None = None, table: Path | None = None
+) -> StudyReport:
     """Read what there is of a study and write ``results.csv``, tables, figures and the page.
 
     All but costs and page is the same, bit for bit, however often the study was interrupted.
@@ -46,16 +49,22 @@ def report_study(spec: StudySpec, out: Path | None = None, date: str | None = No
         spec: the study.
         out: folder to write to; ``report`` in the study's if left out.
         date: on the page; today in UTC if left out.
+        table: ``results.csv`` of an earlier report, to read instead of the runs.
 
     Raises:
         ValueError: if there is no cell that has ended, or a file is corrupt.
     """
-    results = load_results(spec)
+    results = read_table(spec, table) if table else load_results(spec)
     if not any(one.state != "missing" for one in results.records):
-        raise ValueError(f"no cell of {spec.folder} has ended yet; orthora study run goes on")
+        where = table or spec.folder
+        raise ValueError(f"no cell of {where} has ended yet; orthora study run goes on")
+    return write_report(results, out or spec.folder / "report", date)
+
+
+def write_report(results: Results, folder: Path, date: str | None = None) -> StudyReport:
+    """Judge results, and write what `report_study` writes."""
     found = Comparisons(results)
     judged = verdicts(found)
-    folder = out or spec.folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "results.csv", as_csv(rows_of(results)))
     write_json(folder / "verdicts.json", [_as_json(one) for one in judged])
@@ -68,9 +77,10 @@ def report_study(spec: StudySpec, out: Path | None = None, date: str | None = No
     for name, drawing in pictures.items():
         save(drawing, folder / f"{name}.svg")
     today = date or datetime.now(UTC).date().isoformat()
-    page = write_atomic(folder / "report.html", page_of(_sections(found, judged, texts, pictures),
-                                                        f"Study {spec.name}", today))  # fmt: skip
-    return StudyReport(results, found, judged, page, folder)
+    sections = _sections(found, judged, texts, pictures)
+    page = page_of(sections, f"Study {results.spec.name}", today)
+    file = write_atomic(folder / "report.html", page)
+    return StudyReport(results, found, judged, file, folder)
 
 
 def _as_json(one: Verdict) -> dict[str, object]:

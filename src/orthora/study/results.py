@@ -18,6 +18,10 @@ from orthora.study.job import evaluation_folder
 from orthora.study.plan import Cell, plan
 from orthora.study.spec import StudySpec
 
+SCORE = "pass_at_1/"
+"""What the columns of scores in a table of results begin with."""
+NUMBERS: tuple[str, ...] = ("kl_update", "kl_base", "first_norm", "peak_grad", "end_pass_rate")
+"""Of a run, beside its scores."""
 _LIMIT = 10**7
 _SOLVED = 0.5
 """Share of right answers above which a run without a signal has solved its problems, not failed."""
@@ -37,7 +41,7 @@ class Record:
         scores: pass@1 by evaluation that is there, exact, of a run that finished or that training
             ended; of one that training ended before a checkpoint, 0, if it did not end with all
             answers right.
-        numbers: ``kl_update``, ``kl_base``, ``first_norm``, ``peak_grad``, ``end_pass_rate``.
+        numbers: by the names in `NUMBERS`, where known.
         pass_rates: share of right answers at every training step.
         seconds: of its training.
         parameters: that it trained.
@@ -113,8 +117,8 @@ def score_name(evaluations: Sequence[str]) -> str:
     return " and ".join(evaluations)
 
 
-def _with_means(spec: StudySpec, scores: dict[str, Fraction]) -> dict[str, Fraction]:
-    """Scores and the means of several that the study asks for, of those that are whole."""
+def with_means(spec: StudySpec, scores: dict[str, Fraction]) -> dict[str, Fraction]:
+    """Scores, and the means of several that the study asks for, of those that are whole."""
     for names in (spec.reported(), spec.selected()):
         if len(names) > 1 and all(name in scores for name in names):
             mean = sum((scores[name] for name in names), Fraction(0)) / len(names)
@@ -144,7 +148,7 @@ def _bases(spec: StudySpec, cells: Sequence[Cell]) -> dict[str, dict[str, float]
     found = {}
     for model in dict.fromkeys(cell.settings["model"] for cell in cells):
         scores = _scores(spec.folder / "runs" / base_name(model), evaluations)
-        found[model] = {n: float(score) for n, score in _with_means(spec, scores).items()}
+        found[model] = {n: float(score) for n, score in with_means(spec, scores).items()}
     return found
 
 
@@ -184,7 +188,7 @@ def _record(spec: StudySpec, work: Work, arm: Arm) -> Record:
         scores = _scores(run, work.job.evaluations)
         if ending.scored_step is None and (end is None or end < _SOLVED):
             scores = dict.fromkeys(work.job.evaluations, Fraction(0))
-        scores = _with_means(spec, scores)
+        scores = with_means(spec, scores)
     numbers = {
         "kl_update": result.get("mean_kl_update"),
         "kl_base": result.get("kl_base"),
@@ -214,7 +218,7 @@ BASE = "base model"
 def rows_of(results: Results) -> list[dict[str, Any]]:
     """One row per cell of everything that is the same however often the study was interrupted."""
     rows = []
-    base = {f"pass_at_1/{name}": results.base.get(name) for name in results.evaluations}
+    base = {f"{SCORE}{name}": results.base.get(name) for name in results.evaluations}
     for one in results.records:
         row: dict[str, Any] = {
             "cell": one.cell.name,
@@ -228,7 +232,7 @@ def rows_of(results: Results) -> list[dict[str, Any]]:
             "scored_step": one.step,
         }
         row |= {
-            f"pass_at_1/{name}": float(one.scores[name]) if name in one.scores else None
+            f"{SCORE}{name}": float(one.scores[name]) if name in one.scores else None
             for name in results.evaluations
         }
         rows.append(row | dict(one.numbers))

@@ -10,7 +10,7 @@ from orthora.study.compare import Comparisons
 from orthora.study.estimates import Estimate, estimate
 from orthora.study.matched import SHARES, Movement, at_equal, at_equal_steps, spreads
 from orthora.study.paired import Paired, Tuned
-from orthora.study.results import Results
+from orthora.study.results import Record, Results
 from orthora.study.view import duration
 
 _DASH = "–"
@@ -249,8 +249,7 @@ def costs(found: Comparisons) -> TextTable:
 def failures(results: Results) -> TextTable | None:
     """Cells that did not finish; None if all did."""
     rows = [
-        (one.cell.name, one.state, one.reason or "not run yet",
-         "–" if one.step is None else str(one.step))
+        (one.cell.name, one.state, _reason(one), _DASH if one.step is None else str(one.step))
         for one in results.records if one.state != "finished"
     ]  # fmt: skip
     if not rows:
@@ -259,6 +258,11 @@ def failures(results: Results) -> TextTable | None:
            "none; other failures are not scored.",)  # fmt: skip
     return TextTable("Cells that did not finish", ("cell", "state", "why", "scored at step"),
                      tuple(rows), say)  # fmt: skip
+
+
+def _reason(record: Record) -> str:
+    """Why a cell did not finish, as far as it is known."""
+    return record.reason or ("not run yet" if record.state == "missing" else _DASH)
 
 
 def _sorted(found: Comparisons) -> list[tuple[str, Tuned]]:
@@ -281,8 +285,12 @@ def all_tables(found: Comparisons) -> dict[str, TextTable]:
         "spread": spread(found),
         "equal-kl": equal_movement(found, "kl_update"),
         "equal-norm": equal_movement(found, "first_norm"),
-        "equal-steps": equal_steps(found),
-        "costs": costs(found),
     }
-    left = failures(found.results)
-    return {name: t for name, t in tables.items() if t.rows} | ({"failures": left} if left else {})
+    records = found.results.records
+    if any(one.pass_rates for one in records):  # not out of a table of results
+        tables["equal-steps"] = equal_steps(found)
+    if any(one.seconds for one in records):
+        tables["costs"] = costs(found)
+    if left := failures(found.results):
+        tables["failures"] = left
+    return {name: table for name, table in tables.items() if table.rows}

@@ -1,20 +1,20 @@
 """Rows as padded tensors, one sequence per response or one per group.
 
 A group's responses share their prompt. In the *shared* layout it stands once, followed by every
-response behind a copy of the prompt's last token, and an attention mask lets each response see the
+response behind a copy of the prompt's last token, and an attention mask lets each response see its
 prompt and itself: the same numbers for fewer tokens, as long as the longer attention costs less
-than the repeated prompts and the padding. Both layouts give matrices (S, T) by response and token.
+than the repeated prompts and the padding. Short groups stand one behind the other where they fit
+into the longest one's length. Both layouts give matrices (S, T) by response and token.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from orthora.train.dealing import groups_of, packed, tokens_of
 from orthora.train.rollouts import Row
 
 
@@ -25,7 +25,7 @@ class Batch:
     Right padding keeps every token at its position, for absolute position embeddings too.
 
     Attributes:
-        ids: (B, L) token ids; B is S, or the number of groups in the shared layout.
+        ids: (B, L) token ids; B is S, or at most the number of groups in the shared layout.
         attention: (B, L), 1 on tokens; in the shared layout (B, 1, L, L), added to the scores.
         positions: (B, L) position of each token in its own sequence.
         labels: (B, L), the token id on response tokens, -100 elsewhere.
@@ -66,13 +66,15 @@ class _Sequences:
     Attributes:
         ids: token ids of each sequence.
         positions: of each token.
-        segments: 0 on a shared prompt, else the number of the response in its sequence, from 1.
+        segments: number of the prompt or response that it is of, in its sequence, from 0.
+        prompts: number of the prompt that it may see.
         starts: sequence and place of the first token of each response.
     """
 
     ids: list[Tensor]
     positions: list[Tensor]
     segments: list[Tensor]
+    prompts: list[Tensor]
     starts: list[tuple[int, int]]
 
 
@@ -106,9 +108,10 @@ def collate(
         take[i, : len(row.ids)] = torch.arange(start - 1, end - 1) + sequence * (width - 1)
         mask[i, : len(row.ids)] = float(row.counts)
     segments = _padded(laid.segments, width, -1).to(device)
+    prompts = _padded(laid.prompts, width, -1).to(device)
     return Batch(
         ids=ids.to(device),
-        attention=_shared_mask(segments, dtype) if shared else (segments >= 0).long(),
+        attention=_shared_mask(segments, prompts, dtype) if shared else (segments >= 0).long(),
         positions=_padded(laid.positions, width, 0).to(device),
         labels=labels.to(device),
         take=take.to(device),
@@ -121,38 +124,43 @@ def collate(
 def _by_response(rows: Sequence[Row]) -> _Sequences:
     """Prompt and response, for each response."""
     ids = [torch.cat([torch.tensor(row.prompt), row.ids.long()]) for row in rows]
+    zeros = [torch.zeros(len(one), dtype=torch.long) for one in ids]
     return _Sequences(
         ids,
         [torch.arange(len(one)) for one in ids],
-        [torch.zeros(len(one), dtype=torch.long) for one in ids],
+        zeros,
+        zeros,
         [(i, len(row.prompt)) for i, row in enumerate(rows)],
     )
 
 
 def _by_group(rows: Sequence[Row]) -> _Sequences:
     """The prompt but for its last token, then for each response that token and the response."""
-    laid = _Sequences([], [], [], [])
-    for number, (_, members) in enumerate(groupby(rows, key=lambda row: row.group)):
-        group = list(members)
-        prompt = group[0].prompt
-        head = torch.tensor(prompt)
-        ids, positions = [head[:-1]], [torch.arange(len(prompt) - 1)]
-        segments = [torch.zeros(len(prompt) - 1, dtype=torch.long)]
-        place = len(prompt) - 1
-        for k, row in enumerate(group, start=1):
-            length = len(row.ids) + 1
-            ids.append(torch.cat([head[-1:], row.ids.long()]))
-            positions.append(torch.arange(len(prompt) - 1, len(prompt) - 1 + length))
-            segments.append(torch.full((length,), k))
-            laid.starts.append((number, place + 1))
-            place += length
-        laid.ids.append(torch.cat(ids))
-        laid.positions.append(torch.cat(positions))
-        laid.segments.append(torch.cat(segments))
+    groups = groups_of(rows)
+    laid = _Sequences([], [], [], [], [(0, 0)] * len(rows))
+    for number, together in enumerate(packed([tokens_of(rows, group) for group in groups])):
+        parts: list[tuple[Tensor, int, int]] = []  # with first position, and number of the prompt
+        place = 0
+        for group in (groups[k] for k in together):
+            prompt, own = torch.tensor(rows[group[0]].prompt), len(parts)
+            parts.append((prompt[:-1], 0, own))
+            place += len(prompt) - 1
+            for i in group:
+                laid.starts[i] = (number, place + 1)
+                parts.append((torch.cat([prompt[-1:], rows[i].ids.long()]), len(prompt) - 1, own))
+                place += len(rows[i].ids) + 1
+        sizes = [len(part) for part, _, _ in parts]
+        laid.ids.append(torch.cat([part for part, _, _ in parts]))
+        laid.positions.append(torch.cat([torch.arange(at, at + len(p)) for p, at, _ in parts]))
+        laid.segments.append(torch.arange(len(parts)).repeat_interleave(torch.tensor(sizes)))
+        prompts = torch.tensor([own for _, _, own in parts])
+        laid.prompts.append(prompts[laid.segments[-1]])
     return laid
 
 
-def _shared_mask(segments: Int[Tensor, "B L"], dtype: torch.dtype) -> Float[Tensor, "B 1 L L"]:
+def _shared_mask(
+    segments: Int[Tensor, "B L"], prompts: Int[Tensor, "B L"], dtype: torch.dtype
+) -> Float[Tensor, "B 1 L L"]:
     """0 where a token may look, the lowest number elsewhere: backwards, at prompt and own response.
 
     A padded token looks at itself, so that no row of scores is empty.
@@ -160,7 +168,7 @@ def _shared_mask(segments: Int[Tensor, "B L"], dtype: torch.dtype) -> Float[Tens
     length = segments.shape[1]
     asks, asked = segments[:, :, None], segments[:, None, :]
     back = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    seen = back & ((asked == 0) | (asked == asks)) & (asked >= 0)
+    seen = back & ((asked == prompts[:, :, None]) | (asked == asks)) & (asked >= 0)
     seen |= torch.eye(length, dtype=torch.bool, device=segments.device)
     mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device)
     return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
@@ -183,68 +191,3 @@ def _values(
     for i, row in enumerate(rows):
         target[i, : len(row.ids)] = getattr(row, name)
     return target.to(device)
-
-
-def share_pays(rows: Sequence[Row], width: int, parameters: float | int) -> bool:
-    """Whether the shared layout costs less than nine tenths of the other.
-
-    Multiplications of a layer: two per parameter and token, and four times the width per pair of
-    tokens in attention, which neither layout skips where its mask says so.
-
-    Args:
-        rows: of one update, those of a group together.
-        width: of the model.
-        parameters: of one layer.
-    """
-    longest = max(row.length for row in rows)
-    plain = len(rows) * _cost(longest, width, parameters)
-    shared = 0.0
-    for _, members in groupby(rows, key=lambda row: row.group):
-        group = list(members)
-        tokens = len(group[0].prompt) - 1 + sum(len(row.ids) + 1 for row in group)
-        shared += _cost(tokens, width, parameters)
-    return shared < 0.9 * plain
-
-
-def _cost(tokens: int, width: int, parameters: float | int) -> float:
-    return float(tokens * (2 * parameters + 4 * width * tokens))
-
-
-def deal(
-    rows: Sequence[Row], size: int, rank: int, micro_batch: int, *, together: bool
-) -> list[list[int]]:
-    """One process's micro-batches of a mini-batch: like lengths in one, the same number for all.
-
-    Units (rows, or groups where they stay together) are sorted by length and dealt in turn, so that
-    processes carry about the same load. A group larger than a micro-batch is cut.
-
-    Args:
-        rows: of the mini-batch, group by group.
-        size: number of processes.
-        rank: of this one.
-        micro_batch: rows of a micro-batch, at most.
-        together: keep groups together.
-
-    Returns:
-        Row indices of each micro-batch; the last may be empty where units don't go round.
-    """
-    units = _units(rows, micro_batch) if together else [[i] for i in range(len(rows))]
-    load = [sum(rows[i].length for i in unit) for unit in units]
-    order = sorted(range(len(units)), key=lambda u: (-load[u], u))
-    mine = order[rank::size]
-    most = math.ceil(len(units) / size)
-    per_pass = max(1, micro_batch // max(map(len, units)))
-    count = max(1, math.ceil(most / per_pass))
-    step = max(1, math.ceil(most / count))
-    return [[i for u in mine[k * step : (k + 1) * step] for i in units[u]] for k in range(count)]
-
-
-def _units(rows: Sequence[Row], most: int) -> list[list[int]]:
-    """Groups by row index, cut into parts of at most ``most`` rows."""
-    units = []
-    for _, members in groupby(range(len(rows)), key=lambda i: rows[i].group):
-        group = list(members)
-        parts = math.ceil(len(group) / most)
-        edges = [len(group) * k // parts for k in range(parts + 1)]
-        units += [group[a:b] for a, b in pairwise(edges)]
-    return units

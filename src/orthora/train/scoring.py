@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from orthora.adapters import folded
-from orthora.train.batches import Batch, collate, share_pays
+from orthora.train.batches import Batch, collate
+from orthora.train.dealing import share_pays
 from orthora.train.rollouts import Row
 
 _SAME = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}  # nats
@@ -24,6 +25,7 @@ class Scorer:
         pad: token id of padding.
         fold: merge the adapter while scoring without gradients.
         share: let a group's rows share their prompt where that pays.
+        micro_batch: rows of a micro-batch, at most.
     """
 
     def __init__(
@@ -35,14 +37,16 @@ class Scorer:
         *,
         fold: bool,
         share: bool,
+        micro_batch: int,
     ) -> None:
         self._model, self._autocast, self._device = model, autocast, device
         self._pad, self._fold = pad, fold
         self._share = share and _takes_masks(model)
+        self._micro_batch = micro_batch
         self._checked = False
 
     def shares(self, rows: Sequence[Row]) -> bool:
-        """Whether the rows of an update are scored group by group.
+        """Whether rows are scored group by group; at least one, those of a group together.
 
         The first time, both ways are compared on a few rows: a model that reads its mask or its
         positions otherwise is scored row by row.
@@ -51,7 +55,9 @@ class Scorer:
         layers = max(1, config.num_hidden_layers)
         embeddings = config.vocab_size * config.hidden_size
         body = max(1.0, sum(p.numel() for p in self._model.parameters()) - embeddings)
-        if not self._share or not share_pays(rows, config.hidden_size, body / layers):
+        if not self._share or not share_pays(
+            rows, self._micro_batch, config.hidden_size, body / layers
+        ):
             return False
         if not self._checked:
             self._checked, self._share = True, self._agrees(rows)

@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 from orthora.adapters import Slot
 from orthora.config import TrainConfig
 from orthora.linalg.theory import categorical_kl, fisher
-from orthora.train.batches import Batch, collate, deal
+from orthora.train.batches import Batch, collate
+from orthora.train.dealing import deal
 from orthora.train.losses import normaliser, total_loss
 from orthora.train.rollouts import Row
 from orthora.train.settings import objective_of

@@ -212,10 +212,10 @@ class RLVRTrainer(GRPOTrainer):
                     known = ~row.sampled.isnan()
                     self._meter.tally.widen(gap(values, row.sampled.nan_to_num(0.0), known))
         share = 1.0 if self._config.beta else self._config.kl_base_share
-        sample = plan.sample(share, self._step_number)
+        sample = plan.sample(share, self._step_number, self._scorer.shares)
         if sample.micro_batches:
             with base_policy(self.policy):
-                scores = self._scorer.logps(sample.micro_batches, shared=plan.shared, fold=False)
+                scores = self._scorer.logps(sample.micro_batches, shared=sample.shared, fold=False)
             self._meter.read_base(sample, scores)
             if self._config.beta:
                 for row, values in zip(sample.rows, scores, strict=True):
@@ -237,8 +237,8 @@ class RLVRTrainer(GRPOTrainer):
     def _measured(self, share: float) -> Metrics:
         """The step's row, with the KL of its updates on a share of the responses."""
         with self._meter.timed("kl"):
-            sample = self._plan.sample(share, self._step_number)
-            after = self._scorer.logps(sample.micro_batches, shared=self._plan.shared)
+            sample = self._plan.sample(share, self._step_number, self._scorer.shares)
+            after = self._scorer.logps(sample.micro_batches, shared=sample.shared)
         return {"step": self._step_number} | self._meter.row(
             self._rollout,
             sample,
@@ -284,6 +284,7 @@ class RLVRTrainer(GRPOTrainer):
             self._pad,
             fold=fold and folds_exactly(self.policy),
             share=self._config.share_prompts == "auto" and not self._sharded,
+            micro_batch=self._config.micro_batch,
         )
 
     def _engine(self, parts: Parts) -> Any:

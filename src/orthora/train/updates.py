@@ -1,11 +1,11 @@
 """How a rollout becomes optimizer updates: mini-batches, and each process's micro-batches."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from orthora.train.batches import deal
+from orthora.train.dealing import deal, filled
 from orthora.train.losses import Objective, normaliser
 from orthora.train.rollouts import Row
 from orthora.train.subsample import chances, start_of, systematic
@@ -66,7 +66,9 @@ class Plan:
         """This process's rows, each once, in the order of `once`."""
         return flat(self.once)
 
-    def sample(self, share: float, step: int) -> "Sample":
+    def sample(
+        self, share: float, step: int, shares: Callable[[Sequence[Row]], bool] | None = None
+    ) -> "Sample":
         """A share of the responses that the policy itself drew, to measure on.
 
         Drawn by how surprising their tokens are, ``sum (1 - p)^2``: what an update does to a
@@ -76,24 +78,27 @@ class Plan:
         Args:
             share: of the responses, in [0, 1]; above 0 it is at least one.
             step: number of the training step.
+            shares: whether some rows are scored group by group; left out, they are as in training.
         """
         tokens = sum(len(row.ids) for row in self.rows if row.fresh)
         if share >= 1:
-            return Sample(self.once, [1.0] * len(self.rows), tokens)
+            return Sample(self.once, [1.0] * len(self.rows), tokens, self.shared)
         drawn = [(row, size) for row, size in self.surprise if row.fresh]
         if not share or not drawn:
             return Sample([], [], 0)
         count = max(1, round(share * len(drawn)))
         likely = chances([size for _, size in drawn], count)
         weights = {id(drawn[i][0]): 1 / likely[i] for i in systematic(likely, start_of(step))}
+        shared = self.shared
         if self.shape.even:
             micros = [[row for row in micro if id(row) in weights] for micro in self.once]
         else:
             rows = [row for row in self.rows if id(row) in weights]
-            most = self.shape.micro_batch
-            dealt = deal(rows, 1, 0, most, together=self.shared) if rows else []
-            micros = [[rows[i] for i in micro] for micro in dealt]
-        return Sample(micros, [weights[id(row)] for row in flat(micros)], tokens)
+            if rows and shares:
+                shared = shares(rows)
+            laid = filled(rows, self.shape.micro_batch, together=shared)
+            micros = [[rows[i] for i in micro] for micro in laid]
+        return Sample(micros, [weights[id(row)] for row in flat(micros)], tokens, shared)
 
 
 @dataclass
@@ -104,11 +109,13 @@ class Sample:
         micro_batches: of rows.
         weights: of the rows; with them, sums over the sample estimate sums over all rows.
         tokens: of all of this process's rows that the policy drew.
+        shared: they are scored group by group.
     """
 
     micro_batches: list[list[Row]]
     weights: list[float]
     tokens: int
+    shared: bool = False
 
     @property
     def rows(self) -> list[Row]:
