@@ -1,17 +1,16 @@
 """What the runs of ``bench/steer.py`` say: ``python bench/evidence.py``.
 
-Tables and a figure from ``results-steer/evidence.jsonl``. Settings are picked on the validation
-problems and reported on the test problems. Comparisons are paired: by method and seed, on the seeds
-for which every run of the grid is done; intervals are 95 % of a bootstrap over these pairs.
+How early the watchdog barks, and pass@1 over the first learning rate on the seeds for which every
+run of the grid is done, from ``results-steer/evidence.jsonl``. What the runs say of adaptive-kl is
+in the studies that ``bench/findings.py`` makes of them.
 
-    python bench/evidence.py                      # print the tables
-    python bench/evidence.py --docs docs          # put them and the figure into the pages
+    python bench/evidence.py                      # print the table
+    python bench/evidence.py --docs docs          # put it and the figure into the pages
 """
 
 import argparse
 import itertools
 import json
-import random
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,15 +24,13 @@ import steer
 from orthora.watch import DEFAULT, Alarm, alarms, parse
 
 Run = dict[str, Any]
-Score = tuple[float, float]  # validation, test
 SEEDS = 5
 FALL, WINDOW, GOOD = 0.75, 5, 0.9
 
 
-def score(run: Run, mark: int) -> Score:
-    """Pass@1 on both sets after a number of steps."""
-    found = run["scores"][str(mark)]
-    return found["validation"], found["test"]
+def score(run: Run, mark: int) -> float:
+    """Pass@1 on the test problems after a number of steps."""
+    return run["scores"][str(mark)]["test"]
 
 
 class Evidence:
@@ -42,145 +39,27 @@ class Evidence:
     Attributes:
         runs: all that are done, by name.
         seeds: those for which the whole grid is done.
-        main_seeds: those for which the main comparison is done; see `steer.is_main`.
     """
 
     def __init__(self, records: Sequence[Run]) -> None:
         self.runs = {record["name"]: record for record in records}
         wanted: dict[int, set[str]] = {}
-        needed: dict[int, set[str]] = {}
         for run in steer.grid("evidence", SEEDS):
             wanted.setdefault(run["settings"]["seed"], set()).add(run["name"])
-            if steer.is_main(run):
-                needed.setdefault(run["settings"]["seed"], set()).add(run["name"])
         self.seeds = [seed for seed, names in wanted.items() if names <= self.runs.keys()]
-        self.main_seeds = [seed for seed, names in needed.items() if names <= self.runs.keys()]
 
     def of(self, kind: str, method: str, lr: float, seed: int) -> Run:
         """One run."""
         return self.runs[f"{kind}/{method}/{lr:g}/{seed}"]
 
-    def mean(self, kind: str, method: str, lr: float, mark: int) -> Score:
-        """Over the seeds."""
-        scores = [score(self.of(kind, method, lr, seed), mark) for seed in self.seeds]
-        return statistics.fmean(v for v, _ in scores), statistics.fmean(t for _, t in scores)
-
-    def best(self, kind: str, method: str, rates: Sequence[float], mark: int) -> float:
-        """The method's best of the learning rates, by the validation problems of all seeds."""
-        return max(rates, key=lambda lr: self.mean(kind, method, lr, mark)[0])
-
-    def shared(self, kind: str, rates: Sequence[float], mark: int) -> float:
-        """The best learning rate for all methods together, by the validation problems."""
-
-        def over_methods(lr: float) -> float:
-            return statistics.fmean(self.mean(kind, m, lr, mark)[0] for m in steer.METHODS)
-
-        return max(rates, key=over_methods)
-
-
-def interval(values: Sequence[float], draws: int = 10_000) -> tuple[float, float]:
-    """95 % of the means of resampled values."""
-    random_ = random.Random(0)
-    means = sorted(statistics.fmean(random_.choices(values, k=len(values))) for _ in range(draws))
-    return means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
+    def mean(self, kind: str, method: str, lr: float, mark: int) -> float:
+        """Pass@1 over the seeds."""
+        return statistics.fmean(score(self.of(kind, method, lr, seed), mark) for seed in self.seeds)
 
 
 def kinds() -> list[str]:
     """The settings of adaptive-kl."""
     return [f"adaptive {target:g}" for target in steer.TARGETS]
-
-
-def table_of_methods(found: Evidence, mark: int) -> list[str]:
-    """Pass@1 by method: each fixed rate, the swept best, each adaptive setting."""
-    heads = [f"fixed {lr:g}" for lr in steer.FIXED] + ["best by validation"]
-    heads += [f"{t:g} from {lr:g}" for t in steer.TARGETS for lr in steer.STARTS]
-    lines = [f"| method | {' | '.join(heads)} |", f"| --- |{' --- |' * len(heads)}"]
-    columns: list[list[float]] = []
-    for method in steer.METHODS:
-        cells = [found.mean("fixed", method, lr, mark)[1] for lr in steer.FIXED]
-        best = found.best("fixed", method, steer.FIXED, mark)
-        cells.append(found.mean("fixed", method, best, mark)[1])
-        for kind in kinds():
-            cells += [found.mean(kind, method, lr, mark)[1] for lr in steer.STARTS]
-        columns.append(cells)
-        lines.append(_row(f"`{method}`", cells))
-    means = [statistics.fmean(column) for column in zip(*columns, strict=True)]
-    return [*lines, _row("**mean**", means)]
-
-
-def _row(name: str, cells: Sequence[float]) -> str:
-    return f"| {name} | {' | '.join(f'{cell:.3f}' for cell in cells)} |"
-
-
-def comparison(found: Evidence, mark: int) -> list[str]:
-    """Each adaptive setting against the best shared fixed rate and against each swept best."""
-    shared = found.shared("fixed", steer.FIXED, mark)
-    lines = [
-        f"| adaptive-kl, {mark} steps | mean | less the best shared fixed rate ({shared:g}) | "
-        "less each method's swept best | lowest share of it |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for kind in kinds():
-        for lr in steer.STARTS:
-            own, against_shared, against_best, shares = [], [], [], []
-            for method in steer.METHODS:
-                best = found.best("fixed", method, steer.FIXED, mark)
-                for seed in found.seeds:
-                    mine = score(found.of(kind, method, lr, seed), mark)[1]
-                    swept = score(found.of("fixed", method, best, seed), mark)[1]
-                    own.append(mine)
-                    against_shared.append(
-                        mine - score(found.of("fixed", method, shared, seed), mark)[1]
-                    )
-                    against_best.append(mine - swept)
-                    shares.append(mine / swept)
-            cells = [
-                f"{statistics.fmean(own):.3f}",
-                _with_interval(against_shared),
-                _with_interval(against_best),
-                f"{min(shares):.2f}",
-            ]
-            target = kind.split()[1]
-            lines.append(f"| target {target}, from {lr:g} | {' | '.join(cells)} |")
-    return lines
-
-
-def main_comparison(found: Evidence) -> list[str]:
-    """One adaptive setting against the fixed rates, on every seed that has these runs."""
-    kind, first = f"adaptive {steer.TARGETS[1]:g}", steer.STARTS[1]
-    rates = steer.FIXED[1:3]
-    heads = [f"fixed {lr:g}" for lr in rates] + [f"{kind} from {first:g}", "less the shared rate"]
-    lines = [f"| method | {' | '.join(heads)} |", "| --- | --- | --- | --- | --- |"]
-    mark = steer.MARKS[-1]
-    settings = [("fixed", lr) for lr in rates] + [(kind, first)]
-
-    def scores(setting: tuple[str, float], method: str) -> list[Score]:
-        return [score(found.of(setting[0], method, setting[1], s), mark) for s in found.main_seeds]
-
-    means = {
-        setting: [statistics.fmean(v for v, _ in scores(setting, m)) for m in steer.METHODS]
-        for setting in settings[:-1]
-    }
-    shared = max(means, key=lambda setting: statistics.fmean(means[setting]))
-    gains: list[float] = []
-    for method in steer.METHODS:
-        values = [[t for _, t in scores(setting, method)] for setting in settings]
-        against = [t for _, t in scores(shared, method)]
-        gain = [mine - theirs for mine, theirs in zip(values[-1], against, strict=True)]
-        gains += gain
-        cells = [f"{statistics.fmean(v):.3f}" for v in values] + [f"{statistics.fmean(gain):+.3f}"]
-        lines.append(f"| `{method}` | {' | '.join(cells)} |")
-    overall = [
-        statistics.fmean(t for m in steer.METHODS for _, t in scores(setting, m))
-        for setting in settings
-    ]
-    cells = [f"{value:.3f}" for value in overall] + [_with_interval(gains)]
-    return [*lines, f"| **mean** | {' | '.join(cells)} |"]
-
-
-def _with_interval(values: Sequence[float]) -> str:
-    low, high = interval(values)
-    return f"{statistics.fmean(values):+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def fall_of(run: Run) -> int | None:
@@ -222,10 +101,10 @@ def judged(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
     best: dict[tuple[str, int], float] = {}
     for run in runs.values():
         key = (run["settings"]["method"], run["settings"]["seed"])
-        best[key] = max(best.get(key, 0.0), score(run, mark)[1])
+        best[key] = max(best.get(key, 0.0), score(run, mark))
     found = []
     for run in runs.values():
-        share = score(run, mark)[1] / best[run["settings"]["method"], run["settings"]["seed"]]
+        share = score(run, mark) / best[run["settings"]["method"], run["settings"]["seed"]]
         fall = fall_of(run)
         kind = "fell" if fall else "good" if share >= GOOD else "below"
         barks = {alarm.rule: alarm.step for alarm in first_alarms(run)}
@@ -274,7 +153,7 @@ def figure(found: Evidence, path: Path) -> None:
     for panel, title, kind, lrs in zip(axes, titles, ["fixed", *kinds()], rates, strict=True):
         for method in steer.METHODS:
             style = METHOD_COLOURS.get(method, DEFAULT_STYLE)
-            scores = [found.mean(kind, method, lr, mark)[1] for lr in lrs]
+            scores = [found.mean(kind, method, lr, mark) for lr in lrs]
             panel.plot(lrs, scores, color=style.colour, marker=style.marker, label=method)
         panel.set_xscale("log")
         panel.set_title(title)
@@ -306,19 +185,6 @@ def main() -> int:
     print(f"{len(records)} runs; complete seeds: {found.seeds}")
     dogs = watchdog(found.runs)
     print("\n".join(dogs))
-    tables: list[str] = []
-    if found.main_seeds:
-        size = f"{len(found.main_seeds)} seeds, {len(steer.METHODS) * len(found.main_seeds)} pairs"
-        tables += [f"Test pass@1 after {steer.MARKS[-1]} steps, {size}:", ""]
-        tables += main_comparison(found)
-    if found.seeds:
-        for mark in steer.MARKS:
-            tables += ["", *comparison(found, mark)]
-        pairs = len(steer.METHODS) * len(found.seeds)
-        tables += ["", f"Test pass@1 after {steer.MARKS[-1]} steps, {len(found.seeds)} seed(s), "]
-        tables[-1] += f"{pairs} pairs:"
-        tables += ["", *table_of_methods(found, steer.MARKS[-1])]
-    print("\n".join(tables))
     if options.docs:
         shares = steer.RESULTS / "kl-share.json"
         if shares.is_file():
@@ -327,8 +193,6 @@ def main() -> int:
         costs = overhead.all_results()
         put(options.docs / "adaptive-kl.md", "bench-overhead", overhead.markdown(costs))
         put(options.docs / "watchdog.md", "bench-watchdog", dogs)
-        if tables:
-            put(options.docs / "adaptive-kl.md", "bench-steer", tables)
         if found.seeds:
             figure(found, options.docs / "adaptive-kl.svg")
     return 0

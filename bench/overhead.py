@@ -2,8 +2,10 @@
 
 The same training step without diagnostics (no KL of the updates, no KL to the base, no geometry, no
 watchdog), with the default ones, with the KL of the updates on all responses, and with adaptive-kl:
-steps alternate in one process, in CPU time, medians of the ratio to the step without. The learning
-rate is 0 (1e-9 for adaptive-kl), so that all draw the same responses.
+steps alternate in one process, in CPU time, medians of the ratio to the step without. That one is
+taken first and last of each round, and the mean of both counts; their own ratios say how far the
+machine is to be trusted. The learning rate is 0 (1e-9 for adaptive-kl), so that all draw the same
+responses.
 
     python bench/overhead.py [--steps 24] [--json FILE]
 """
@@ -36,7 +38,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "KL of updates on all responses": {"kl_update_share": 1.0},
     "geometry alone": OFF | {"geometry": True},
     "default, adaptive-kl": STEERED,
+    "none, once more": OFF,
 }
+NONE = ("none", "none, once more")
 RESULTS = step.RESULTS.parent / "results-overhead"
 
 
@@ -50,16 +54,18 @@ def compare(case: step.Case, steps: int) -> list[dict[str, Any]]:
         }
         step.interleave(list(runs.values()))
     watches = {name: watch.steps[1:] for name, (_, watch) in runs.items()}
+    totals = {name: [lap["total"] for lap in laps] for name, laps in watches.items()}
+    without = [statistics.fmean(pair) for pair in zip(*(totals[n] for n in NONE), strict=True)]
     rows = []
     for name, laps in watches.items():
-        pairs = zip(laps, watches["none"], strict=True)
+        ratios = [mine / off for mine, off in zip(totals[name], without, strict=True)]
         rows.append(
             {
                 "case": case.name,
                 "diagnostics": name,
-                "step_s": statistics.median(lap["total"] for lap in laps),
+                "step_s": statistics.median(totals[name]),
                 "measuring_s": statistics.median(lap.get("measure", 0.0) for lap in laps),
-                "ratio": statistics.median(mine["total"] / off["total"] for mine, off in pairs),
+                "ratio": statistics.median(ratios),
             }
         )
     return rows

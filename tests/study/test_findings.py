@@ -1,7 +1,10 @@
 """The findings that are committed: the page says what the verdicts say, and they follow from the
 committed result tables."""
 
+import itertools
 import json
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from orthora.runs import rate_text
 from orthora.study import load_study
 from orthora.study.claims import verdicts
 from orthora.study.compare import Comparisons
+from orthora.study.estimates import FEWEST, estimate
 from orthora.study.report import write_report
 from orthora.study.reread import read_table
 from orthora.study.results import Results
@@ -97,6 +101,58 @@ def cosine_table(found: Comparisons) -> list[str]:
     return rows
 
 
+def settings_table() -> list[str]:
+    """The rows of the table in docs/adaptive-kl.md: every setting, after 60 and after 120 steps.
+
+    Over the seeds for which all methods have what is compared; an interval from three seeds on.
+    """
+    rows = [
+        "| steps | target | from | mean | less 3e-4 for all | less 1e-3 for all | "
+        "less each method's best of four | lowest run's share of it |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for steps, middle in ((60, ""), (120, "-120")):
+        found = Comparisons(results_of(ROOT / f"docs/findings/adaptive-kl-settings{middle}-tiny"))
+        for target, first in itertools.product(("2e-3", "1e-3"), ("3e-5", "3e-4", "3e-3")):
+            word = "" if target == "2e-3" else "kl_target 1e-3, "
+            mine = [
+                found.tuned[f"{m}, {word}adaptive-kl, from {first}"].scores for m in found.fixed
+            ]
+            shared = [[found.at(m, rate) for m in found.fixed] for rate in (3e-4, 1e-3)]
+            best = [found.tuned[m].scores for m in found.fixed]
+            cells = [_together(mine, ""), *(_together(mine, "+", than) for than in (*shared, best))]
+            share = min(
+                float(min(one[s] for s in one if s in seeds))
+                / float(sum(than.values()) / len(than))
+                for one, than in zip(mine, best, strict=True)
+                for seeds in [_whole(mine)]
+            )
+            rows.append(f"| {steps} | {target} | {first} | {' | '.join(cells)} | {share:.2f} |")
+    return rows
+
+
+BySeed = Mapping[int, Fraction]
+
+
+def _whole(*tables: Sequence[BySeed]) -> list[int]:
+    """The seeds that all methods have."""
+    return sorted(set.intersection(*({*one} for table in tables for one in table)))
+
+
+def _together(mine: Sequence[BySeed], sign: str, than: Sequence[BySeed] | None = None) -> str:
+    """Mean over methods, or its difference, by seed."""
+    seeds = _whole(mine, than or mine)
+    values = [sum(one[seed] for one in mine) / len(mine) for seed in seeds]
+    if than:
+        theirs = [sum(one[seed] for one in than) / len(than) for seed in seeds]
+        values = [a - b for a, b in zip(values, theirs, strict=True)]
+    found = estimate(values)
+    text = f"{found.mean:{sign}.3f}"
+    if found.seeds >= FEWEST:
+        text += f" ({found.low:{sign}.3f} to {found.high:{sign}.3f})"
+    return text if found.seeds == 5 else f"{text}, {found.seeds} seed{'s' * (found.seeds > 1)}"
+
+
 def between(page: str, mark: str) -> list[str]:
     """The lines between a page's marks."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
@@ -111,6 +167,10 @@ def test_the_page_has_the_numbers_of_cosine_runs():
 def test_the_page_on_adaptive_kl_has_the_numbers_of_the_study():
     found = Comparisons(results_of(ROOT / "docs/findings/adaptive-kl-tiny"))
     assert between("adaptive-kl.md", "study-adaptive-kl") == steering_table(found)
+
+
+def test_the_page_on_adaptive_kl_has_the_numbers_of_all_settings():
+    assert between("adaptive-kl.md", "study-settings") == settings_table()
 
 
 def test_there_are_findings():

@@ -337,11 +337,14 @@ def test_failures_say_what_and_why():
     cells = a_study()
     cells[0] = replace(cells[0], score=None, state="missing")
     cells[1] = replace(cells[1], state="failed", by_training=True)
+    cells[2] = replace(cells[2], score=None, state="missing")
+    assert cells[0].method == cells[2].method == "lora"
     table = study_tables.failures(compared(cells).results)
     assert table is not None
-    assert [row[1:] for row in table.rows] == [
-        ("missing", "for some reason", "–"), ("failed", "for some reason", "60"),
-    ]  # fmt: skip
+    assert table.rows == (
+        (cells[1].cell.name, "failed", "for some reason", "60"),
+        ("lora", "2 missing", "not run yet", "–"),
+    )
     assert study_tables.failures(compared(a_study()).results) is None
 
 

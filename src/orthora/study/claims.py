@@ -55,10 +55,11 @@ def _judge(claim: ClaimConfig, found: Comparisons) -> Verdict:
 def _involved(claim: ClaimConfig, found: Comparisons) -> set[str]:
     """All arms that a claim is judged by."""
     names = {*claim.methods, *claim.than}
-    references = {found.reference_of(name) for name in names}
-    partners = {fixed_partner(name, found.arms) for name in claim.methods}
-    adaptive = claim.kind == "no-sweep"
-    return names | {name for name in references | (partners if adaptive else set()) if name}
+    if claim.kind == "no-sweep":
+        beside = {fixed_partner(name, found.arms) for name in claim.methods}
+    else:
+        beside = {found.reference_of(name) for name in names}
+    return names | {name for name in beside if name}
 
 
 _JUDGES: dict[str, Callable[[ClaimConfig, Comparisons], Judged]] = {

@@ -1,6 +1,7 @@
 """The tables of a study."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from orthora.figures.tables import TextTable
@@ -10,7 +11,7 @@ from orthora.study.compare import Comparisons
 from orthora.study.estimates import Estimate, estimate
 from orthora.study.matched import SHARES, Movement, at_equal, at_equal_steps, spreads
 from orthora.study.paired import Paired, Tuned
-from orthora.study.results import Record, Results
+from orthora.study.results import Results
 from orthora.study.view import duration
 
 _DASH = "–"
@@ -247,22 +248,20 @@ def costs(found: Comparisons) -> TextTable:
 
 
 def failures(results: Results) -> TextTable | None:
-    """Cells that did not finish; None if all did."""
+    """Cells that did not finish, those that have not run arm by arm; None if all did."""
     rows = [
-        (one.cell.name, one.state, _reason(one), _DASH if one.step is None else str(one.step))
-        for one in results.records if one.state != "finished"
+        (one.cell.name, one.state, one.reason or _DASH,
+         _DASH if one.step is None else str(one.step))
+        for one in results.records if one.state == "failed"
     ]  # fmt: skip
+    missing = Counter(one.arm.label for one in results.records if one.state == "missing")
+    rows += [(label, f"{count} missing", "not run yet", _DASH) for label, count in missing.items()]
     if not rows:
         return None
     say = ("A run that training itself ended is scored at its last checkpoint, or as 0 if it has "
            "none; other failures are not scored.",)  # fmt: skip
-    return TextTable("Cells that did not finish", ("cell", "state", "why", "scored at step"),
-                     tuple(rows), say)  # fmt: skip
-
-
-def _reason(record: Record) -> str:
-    """Why a cell did not finish, as far as it is known."""
-    return record.reason or ("not run yet" if record.state == "missing" else _DASH)
+    head = ("cell, or arm", "state", "why", "scored at step")
+    return TextTable("Cells that did not finish", head, tuple(rows), say)
 
 
 def _sorted(found: Comparisons) -> list[tuple[str, Tuned]]:
