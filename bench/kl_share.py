@@ -5,12 +5,13 @@ tokens that were trained on. The responses' parts of it tell what a share of the
 drawn by how surprising their tokens are, evenly, or as whole groups: its mean over the whole, and
 its relative error.
 Beside it how far another rollout of the same size would be (a bootstrap over groups), and a signal
-that costs nothing, taken inside the last mini-batch's pass.
+that costs nothing, taken inside the last mini-batch's pass. The same for the KL to the base.
 
     python bench/kl_share.py [--steps 60] [--json FILE]
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -25,16 +26,18 @@ from typing import Any
 import init
 import torch
 
+from orthora.adapters import base_policy
 from orthora.config import TrainConfig, read_toml
 from orthora.quiet import quiet_libraries
 from orthora.train.loading import load_parts
 from orthora.train.measure import kl_sums
-from orthora.train.subsample import chances, systematic
+from orthora.train.subsample import EVEN, EVEN_TO_BASE, chances, systematic
 from orthora.train.trainer import RLVRTrainer
 from orthora.train.updates import Sample
 from orthora.train.world import World
 
 SHARES = (0.5, 0.25, 0.125)
+BASE_SHARES = (0.25, 0.125, 0.0625)
 RESULTS = Path(__file__).parent / "results-steer" / "kl-share.json"
 Step = dict[str, Any]
 Part = tuple[float, int, float]  # nats, tokens, surprise
@@ -65,7 +68,14 @@ class Listener(RLVRTrainer):
             parts[id(row)] = (k3, len(values))
         last = self._last["last_k3"] / self._last["last_tokens"]
         rows = [(*parts[id(row)], size) for row, size in plan.surprise]
-        self.steps.append({"rows": rows, "last": last})
+        with base_policy(self.policy):
+            scores = self._scorer.logps(plan.once, shared=plan.shared, fold=False)
+        far = {
+            id(row): kl_sums("", Sample([[row]], [1.0], 0), [values])["_k1"]
+            for row, values in zip(plan.rows, scores, strict=True)
+        }
+        base = [(far[id(row)], len(row.ids), size) for row, size in plan.surprise]
+        self.steps.append({"rows": rows, "last": last, "base": base})
         super().finish_step()
 
 
@@ -98,29 +108,51 @@ def judge(steps: list[Step], size: int) -> list[dict[str, Any]]:
         steps: of a run.
         size: responses of a group.
     """
-    found = []
     draw = random.Random(0)
+    rollouts = [step["rows"] for step in steps]
+    found = []
     for kind in ("responses, surprising", "responses", "groups"):
-        for share in SHARES:
-            ratios = []
-            for step in steps:
-                units = cut(step["rows"], size if kind == "groups" else 1)
-                sizes = [unit[0][2] if "surp" in kind else 1.0 for unit in units]
-                likely = chances(sizes, max(1, round(share * len(units))))
-                sums = [sum(k for k, _, _ in unit) for unit in units]
-                for place in range(64):
-                    chosen = systematic(likely, (place + draw.random()) / 64)
-                    ratios.append(sum(sums[i] / likely[i] for i in chosen) / sum(sums))
-            found.append({"signal": f"{share:g} of the {kind}", **_spread(ratios)})
-    again = []
-    for step in steps:
-        groups = cut(step["rows"], size)
+        found += [sampled(rollouts, kind, share, size, draw, EVEN) for share in SHARES]
+    found.append(another(rollouts, size, draw))
+    last = [step["last"] / mean_kl(step["rows"]) for step in steps]
+    found.append({"signal": "inside the last pass", **_spread(last)})
+    late = [step["base"] for step in steps[len(steps) // 2 :]]  # where there is a distance
+    for share, even in itertools.product(BASE_SHARES, (EVEN, EVEN_TO_BASE, 1.0)):
+        found.append(sampled(late, "responses, surprising", share, size, draw, even))
+        found[-1]["signal"] = f"to the base: {share:g} of the responses, {even:g} of it even"
+    return [*found, another(late, size, draw) | {"signal": "to the base: another rollout"}]
+
+
+def sampled(
+    rollouts: Sequence[list[Part]],
+    kind: str,
+    share: float,
+    size: int,
+    draw: random.Random,
+    even: float,
+) -> dict[str, Any]:
+    """What a share of each rollout says over what all of it says."""
+    ratios = []
+    for rows in rollouts:
+        units = cut(rows, size if kind == "groups" else 1)
+        sizes = [unit[0][2] if "surp" in kind else 1.0 for unit in units]
+        likely = chances(sizes, max(1, round(share * len(units))), even)
+        sums = [sum(k for k, _, _ in unit) for unit in units]
+        for place in range(64):
+            chosen = systematic(likely, (place + draw.random()) / 64)
+            ratios.append(sum(sums[i] / likely[i] for i in chosen) / sum(sums))
+    return {"signal": f"{share:g} of the {kind}", **_spread(ratios)}
+
+
+def another(rollouts: Sequence[list[Part]], size: int, draw: random.Random) -> dict[str, Any]:
+    """What a rollout of other groups would say, by a bootstrap."""
+    ratios = []
+    for rows in rollouts:
+        groups = cut(rows, size)
         for _ in range(64):
             others = [row for group in draw.choices(groups, k=len(groups)) for row in group]
-            again.append(mean_kl(others) / mean_kl(step["rows"]))
-    found.append({"signal": "another rollout", **_spread(again)})
-    last = [step["last"] / mean_kl(step["rows"]) for step in steps]
-    return [*found, {"signal": "inside the last pass", **_spread(last)}]
+            ratios.append(mean_kl(others) / mean_kl(rows))
+    return {"signal": "another rollout", **_spread(ratios)}
 
 
 def cut(rows: list[Part], size: int) -> list[list[Part]]:

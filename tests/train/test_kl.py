@@ -16,7 +16,7 @@ from orthora.config import TrainConfig, build, read_toml
 from orthora.train.measure import kl_sums
 from orthora.train.rollouts import Row
 from orthora.train.scoring import Scorer
-from orthora.train.subsample import chances, start_of, systematic
+from orthora.train.subsample import EVEN, EVEN_TO_BASE, chances, start_of, systematic
 from orthora.train.updates import Sample
 
 
@@ -117,11 +117,12 @@ SIZES = {
 }
 
 
+@pytest.mark.parametrize("even", [EVEN, EVEN_TO_BASE, 1.0])
 @pytest.mark.parametrize("count", [1, 3, 11, 12])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
-def test_a_sample_is_of_its_size_and_estimates_a_sum_without_bias(sizes, count):
+def test_a_sample_is_of_its_size_and_estimates_a_sum_without_bias(sizes, count, even):
     """Over all places to start."""
-    likely = chances(sizes, count)
+    likely = chances(sizes, count, even)
     assert sum(likely) == pytest.approx(count)
     assert all(0 < chance <= 1 for chance in likely)
     values = [math.sin(i) + 2 for i in range(12)]
@@ -140,6 +141,9 @@ def test_chances_are_proportional_up_to_one():
     assert bounded == pytest.approx([1 / 3] * 3 + [1.0])
     small, large = chances([1.0, 3.0, 1.0, 3.0, 2.0], 1)[:2]
     assert large / small == pytest.approx((0.8 * 3 + 0.4) / (0.8 + 0.4))
+    small, large = chances([1.0, 3.0, 1.0, 3.0, 2.0], 1, EVEN_TO_BASE)[:2]
+    assert large / small == pytest.approx((0.4 * 3 + 1.2) / (0.4 + 1.2))
+    assert chances(SIZES["unequal"], 3, 1.0) == pytest.approx([0.25] * 12)
 
 
 def test_the_places_to_start_fill_the_interval():

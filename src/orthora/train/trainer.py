@@ -36,6 +36,7 @@ from orthora.train.scoring import Scorer
 from orthora.train.settings import grpo_config, objective_of, rules_of
 from orthora.train.sharding import check_sharded
 from orthora.train.steering import Steering
+from orthora.train.subsample import EVEN_TO_BASE
 from orthora.train.updates import Plan, Shape, plan_updates
 from orthora.train.world import World, check_engine
 from orthora.trained import updates_per_step
@@ -212,7 +213,7 @@ class RLVRTrainer(GRPOTrainer):
                     known = ~row.sampled.isnan()
                     self._meter.tally.widen(gap(values, row.sampled.nan_to_num(0.0), known))
         share = 1.0 if self._config.beta else self._config.kl_base_share
-        sample = plan.sample(share, self._step_number, self._scorer.shares)
+        sample = plan.sample(share, self._step_number, self._scorer.shares, EVEN_TO_BASE)
         if sample.micro_batches:
             with base_policy(self.policy):
                 scores = self._scorer.logps(sample.micro_batches, shared=sample.shared, fold=False)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from orthora.train.dealing import deal, filled
 from orthora.train.losses import Objective, normaliser
 from orthora.train.rollouts import Row
-from orthora.train.subsample import chances, start_of, systematic
+from orthora.train.subsample import EVEN, chances, start_of, systematic
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,11 @@ class Plan:
         return flat(self.once)
 
     def sample(
-        self, share: float, step: int, shares: Callable[[Sequence[Row]], bool] | None = None
+        self,
+        share: float,
+        step: int,
+        shares: Callable[[Sequence[Row]], bool] | None = None,
+        even: float = EVEN,
     ) -> "Sample":
         """A share of the responses that the policy itself drew, to measure on.
 
@@ -79,6 +83,7 @@ class Plan:
             share: of the responses, in [0, 1]; above 0 it is at least one.
             step: number of the training step.
             shares: whether some rows are scored group by group; left out, they are as in training.
+            even: part of the chances that is spread evenly; see `chances`.
         """
         tokens = sum(len(row.ids) for row in self.rows if row.fresh)
         if share >= 1:
@@ -87,7 +92,7 @@ class Plan:
         if not share or not drawn:
             return Sample([], [], 0)
         count = max(1, round(share * len(drawn)))
-        likely = chances([size for _, size in drawn], count)
+        likely = chances([size for _, size in drawn], count, even)
         weights = {id(drawn[i][0]): 1 / likely[i] for i in systematic(likely, start_of(step))}
         shared = self.shared
         if self.shape.even:
