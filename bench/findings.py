@@ -3,8 +3,8 @@
 ``studies/adaptive-kl-settings-tiny.toml`` and its twin of 120 steps have the cells of the grid
 ``evidence``: a run of 120 steps, scored after 60 as well, is a cell of both, as schedule and target
 are constant. After 60 steps, cells that ``adaptive-kl-tiny`` has run are taken from its committed
-table; of those that both programs ran to the end, how many have the same scores is printed. What
-has not run yet is missing.
+table; of those that both programs ran, how many have the same scores is printed. What has not run
+yet is missing.
 
     python bench/findings.py [--out docs/findings]
 """
@@ -97,7 +97,9 @@ def results(mark: int, runs: dict[str, steer.Run], out: Path) -> Results:
     for cell in cells:
         found = record_of(cell, arms[cell.name], runs.get(run_name(cell)), mark)
         kept = known.get(cell.hash)
-        if kept and kept.state == found.state == "finished":
+        if kept and kept.state == "missing":
+            kept = None
+        if kept and found.state != "missing":
             twice, alike = twice + 1, alike + (kept.scores == found.scores)
         found = replace(kept, cell=cell, arm=found.arm) if kept else found
         # curves of some of the cells are no comparison

@@ -31,7 +31,7 @@ from orthora.config import TrainConfig, read_toml
 from orthora.quiet import quiet_libraries
 from orthora.train.loading import load_parts
 from orthora.train.measure import kl_sums
-from orthora.train.subsample import EVEN, EVEN_TO_BASE, chances, systematic
+from orthora.train.subsample import SPREAD, SPREAD_TO_BASE, chances, systematic
 from orthora.train.trainer import RLVRTrainer
 from orthora.train.updates import Sample
 from orthora.train.world import World
@@ -112,14 +112,14 @@ def judge(steps: list[Step], size: int) -> list[dict[str, Any]]:
     rollouts = [step["rows"] for step in steps]
     found = []
     for kind in ("responses, surprising", "responses", "groups"):
-        found += [sampled(rollouts, kind, share, size, draw, EVEN) for share in SHARES]
+        found += [sampled(rollouts, kind, share, size, draw, SPREAD) for share in SHARES]
     found.append(another(rollouts, size, draw))
     last = [step["last"] / mean_kl(step["rows"]) for step in steps]
     found.append({"signal": "inside the last pass", **_spread(last)})
     late = [step["base"] for step in steps[len(steps) // 2 :]]  # where there is a distance
-    for share, even in itertools.product(BASE_SHARES, (EVEN, EVEN_TO_BASE, 1.0)):
-        found.append(sampled(late, "responses, surprising", share, size, draw, even))
-        found[-1]["signal"] = f"to the base: {share:g} of the responses, {even:g} of it even"
+    for share, spread in itertools.product(BASE_SHARES, (SPREAD, SPREAD_TO_BASE, 1.0)):
+        found.append(sampled(late, "responses, surprising", share, size, draw, spread))
+        found[-1]["signal"] = f"to the base: {share:g} of the responses, {spread:g} of it even"
     return [*found, another(late, size, draw) | {"signal": "to the base: another rollout"}]
 
 
@@ -129,14 +129,14 @@ def sampled(
     share: float,
     size: int,
     draw: random.Random,
-    even: float,
+    spread: float,
 ) -> dict[str, Any]:
     """What a share of each rollout says over what all of it says."""
     ratios = []
     for rows in rollouts:
         units = cut(rows, size if kind == "groups" else 1)
         sizes = [unit[0][2] if "surp" in kind else 1.0 for unit in units]
-        likely = chances(sizes, max(1, round(share * len(units))), even)
+        likely = chances(sizes, max(1, round(share * len(units))), spread)
         sums = [sum(k for k, _, _ in unit) for unit in units]
         for place in range(64):
             chosen = systematic(likely, (place + draw.random()) / 64)

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from conftest import make_model, some_compositions
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import orthora
@@ -87,6 +87,28 @@ def test_the_base_policy_is_exact_after_training_and_leaves_no_trace(kind, name)
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
     flags = {n for n, p in model.named_parameters() if p.requires_grad}
     assert flags == {n for n, p in adapted(kind, name).named_parameters() if p.requires_grad}
+
+
+def test_the_base_policy_can_be_nested_and_ends_with_an_error():
+    model = moved(adapted("qwen2", "rlpo"))
+    trained, plain = logits(model), logits(make_model("qwen2"))
+    with base_policy(model):
+        with base_policy(model):
+            assert torch.equal(logits(model), plain)
+        assert torch.equal(logits(model), plain)
+    assert torch.equal(logits(model), trained)
+    with pytest.raises(RuntimeError, match="of the block"), base_policy(model):
+        raise RuntimeError("of the block")
+    assert torch.equal(logits(model), trained)
+
+
+def test_the_base_policy_has_no_copy_of_a_module_that_peft_trains_whole():
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["norm"])
+    model = moved(get_peft_model(make_model("qwen2"), config))
+    plain = logits(make_model("qwen2"))
+    assert not torch.equal(logits(model), plain)
+    with base_policy(model):
+        assert torch.equal(logits(model), plain)
 
 
 @every_case

@@ -145,15 +145,20 @@ BAD = {
     "without an evaluation": (lambda text: text.replace("/test", "/else"), "'pass_at_1/test'"),
     "without the base model": (lines(lambda rows: rows.pop(1)), "begins with 'lora-3e-4"),
     "a short line": (lines(lambda rows: rows[4].pop()), "line 5 has not as many fields"),
+    "a short base": (lines(lambda rows: rows[1].pop()), "line 2 has not as many fields"),
+    "a base's score": (at(1, "pass_at_1/test", "x"), "base model: pass_at_1/test 'x' is no finite"),
+    "another name": (at(9, "cell", "lora"), "the row with its hash is called 'lora'"),
+    "steps below 0": (at(9, "scored_step", "-5"), "scored_step '-5' is no number of steps"),
+    "an endless norm": (at(9, "peak_grad", "inf"), "peak_grad 'inf' is no finite number"),
     "a long line": (lines(lambda rows: rows[4].append("1")), "line 5 has not as many fields"),
     "twice": (lines(lambda rows: rows.append(rows[-1])), "has a cell twice"),
     "another cell": (at(9, "hash", "f" * 16), "which is no cell of read-back"),
     "a state": (at(9, "state", "done"), "state 'done' is none of finished, failed, missing"),
     "a truth": (at(9, "by_training", "maybe"), "by_training 'maybe' is none of"),
-    "a score": (at(9, "pass_at_1/test", "half"), "'half'"),
-    "no number": (at(9, "pass_at_1/test", "nan"), "pass_at_1/test nan is no share"),
+    "a score": (at(9, "pass_at_1/test", "half"), "pass_at_1/test 'half' is no finite number"),
+    "no number": (at(9, "pass_at_1/test", "nan"), "pass_at_1/test 'nan' is no finite number"),
     "a share": (at(9, "pass_at_1/test", "1.5"), "pass_at_1/test 1.5 is no share"),
-    "a step": (at(9, "scored_step", "x"), "'x'"),
+    "a step": (at(9, "scored_step", "x"), "scored_step 'x' is no number of steps"),
 }
 
 
@@ -167,6 +172,28 @@ def test_a_bad_table_is_told_in_one_line(name, tmp_path):
     assert says in str(caught.value)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_several_base_models_are_not_kept_apart_in_a_table(tmp_path):
+    grid = [{"model": ["tiny", "other"], "method": "lora", "seed": [0, 1]}]
+    with pytest.raises(ValueError, match=r"has 2 base models.*make the report from the runs"):
+        read_table(study(grid=grid, claims=[]), tmp_path / "results.csv")
+
+
+def test_a_mark_of_the_byte_order_is_no_column(tmp_path):
+    file = tmp_path / "results.csv"
+    file.write_text(as_csv(rows_of(results(study()))), encoding="utf-8-sig")
+    assert read_table(study(), file).states()["finished"] == 27
+
+
+def test_a_report_out_of_a_table_needs_a_folder_of_its_own(tmp_path):
+    """In the study's folder it would keep runs out, or replace what runs have said."""
+    file = tmp_path / "results.csv"
+    file.write_text(as_csv(rows_of(results(study()))))
+    spec = study(out=str(tmp_path / "study"))
+    with pytest.raises(ValueError, match="give --out"):
+        report_study(spec, table=file)
+    assert not spec.folder.exists()
 
 
 def test_what_is_no_text_or_not_there_is_told(tmp_path):

@@ -17,7 +17,7 @@ from orthora.train.dealing import deal, filled, packed, share_pays
 from orthora.train.losses import Objective
 from orthora.train.rollouts import Row
 from orthora.train.scoring import Scorer
-from orthora.train.updates import Shape, passes_per_update, plan_updates
+from orthora.train.updates import Shape, layout, passes_per_update, plan_updates
 
 PAD = 0
 LAYOUTS = [False, True]
@@ -51,7 +51,7 @@ def scorer(model, *, share=True, fold=False):
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     add_fused_lm_head(base, temperature=1.0, outputs=("log_probs", "entropy"))
     cpu = torch.device("cpu")
-    return Scorer(model, nullcontext, cpu, PAD, fold=fold, share=share, micro_batch=16)
+    return Scorer(model, nullcontext, cpu, PAD, fold=fold, share=share)
 
 
 @pytest.mark.parametrize("shared", LAYOUTS)
@@ -213,40 +213,57 @@ def test_sharing_in_bfloat16_stays_within_its_rounding():
     assert max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True)) < 0.1
 
 
+def pays(rows, micro_batch, width, parameters):
+    """Whether sharing does, of rows in micro-batches filled one after the other."""
+    return share_pays(*layouts(rows, micro_batch), width, parameters)
+
+
+def layouts(rows, micro_batch=16):
+    """Micro-batches group by group, and row by row."""
+    dealt = [filled(rows, micro_batch, together=together) for together in (True, False)]
+    return [[[rows[i] for i in micro] for micro in one] for one in dealt]
+
+
+def shares(made, rows):
+    """Whether a scorer shares, asked as the trainer asks."""
+    made.check(rows)
+    return made.shares(*layouts(rows))
+
+
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"qwen2-medium", "qwen3_moe-dense"}))
 def test_models_with_sliding_windows_are_scored_row_by_row(kind):
     rows = some_rows([[9] * 8, [9] * 8], prompts=[20, 20])
-    assert share_pays(rows, 16, 32, 10_000)
-    assert scorer(make_model(kind)).shares(rows) == (kind not in WINDOWED)
+    assert pays(rows, 16, 32, 10_000)
+    assert shares(scorer(make_model(kind)), rows) == (kind not in WINDOWED)
 
 
 def test_a_model_that_reads_masks_its_own_way_is_found_out():
     """A layer whose attention ignores the mask it is given."""
     rows = some_rows([[9] * 8, [9] * 8], prompts=[20, 20])
     model = make_model("qwen2")
-    assert scorer(model).shares(rows)
+    assert shares(scorer(model), rows)
     for layer in model.model.layers:
         attention = layer.self_attn.forward
         layer.self_attn.forward = lambda *args, attention=attention, **kwargs: attention(
             *args, **kwargs | {"attention_mask": None}
         )
-    assert not scorer(model).shares(rows)
+    assert not shares(scorer(model), rows)
 
 
 def test_flash_attention_and_the_setting_turn_sharing_off():
     rows = some_rows([[9] * 8, [9] * 8], prompts=[20, 20])
-    assert not scorer(make_model("qwen2"), share=False).shares(rows)
+    assert not shares(scorer(make_model("qwen2"), share=False), rows)
     model = make_model("qwen2")
     model.config._attn_implementation = "flash_attention_2"
-    assert not scorer(model).shares(rows)
+    assert not shares(scorer(model), rows)
 
 
 def test_sharing_pays_for_long_prompts_and_not_for_long_responses_in_attention():
     long_prompts = some_rows([[10] * 8], prompts=[90])
-    assert share_pays(long_prompts, 8, 64, 50_000)
-    assert not share_pays(some_rows([[100]], prompts=[100]), 8, 64, 50_000)  # nobody to share with
+    assert pays(long_prompts, 8, 64, 50_000)
+    assert not pays(some_rows([[100]], prompts=[100]), 8, 64, 50_000)  # nobody to share with
     long_responses = some_rows([[500] * 16], prompts=[8])
-    assert not share_pays(long_responses, 16, 64, 1_000)  # attention dominates
+    assert not pays(long_responses, 16, 64, 1_000)  # attention dominates
 
 
 def test_sharing_is_weighed_with_the_padding_that_it_brings():
@@ -254,10 +271,69 @@ def test_sharing_is_weighed_with_the_padding_that_it_brings():
     rows = some_rows([[20] * 3, *[[20]] * 7], prompts=[40] * 8)
     assert 39 + 3 * 21 == 102  # tokens of the first group, to which all others are padded:
     assert 8 * 102 > 10 * 60
-    assert not share_pays(rows, 10, 16, 50_000)
-    assert share_pays(rows[:3], 10, 16, 50_000)  # alone it pays, 102 against 180
-    assert not share_pays(rows[:3], 1, 16, 50_000)  # not where each row has a micro-batch
-    assert share_pays(rows, 3, 16, 50_000)  # apart from the others: 102 + 7 x 60 against 600
+    assert not pays(rows, 10, 16, 50_000)
+    assert pays(rows[:3], 10, 16, 50_000)  # alone it pays, 102 against 180
+    assert not pays(rows[:3], 1, 16, 50_000)  # not where each row has a micro-batch
+    assert pays(rows, 3, 16, 50_000)  # apart from the others: 102 + 7 x 60 against 600
+
+
+def test_the_padding_of_packed_groups_is_what_counts():
+    """Groups of 60, 30 and 30 tokens take two sequences of 60, not three."""
+    rows = some_rows([[20, 20], [5, 5], [5, 5]], prompts=[19] * 3)
+    shared, _ = layouts(rows)
+    assert collate(shared[0], PAD, shared=True).ids.shape == (2, 60)
+    four = [[rows[0]] * 4]  # 156 tokens row by row: more than 120 / 0.9, less than 180 / 0.9
+    assert share_pays(shared, four, 0, 1)
+    long = some_rows([[20, 20], [6, 5], [5, 6]], prompts=[19] * 3)  # 60, 31 and 31 do not fit
+    assert collate(long, PAD, shared=True).ids.shape == (3, 60)
+    assert not share_pays([long], four, 0, 1)
+
+
+def test_a_sample_finds_the_groups_of_rows_that_training_has_apart():
+    """Training scores row by row, longest first; the rows of a group then stand apart."""
+    rows = some_rows([[4 + 3 * k for k in range(8)]] * 4, prompts=[60] * 4)
+    plan = plan_updates(rows, OBJECTIVE, Shape(8, 1, 1, 4, 8), shared=False)
+    order = [row.group for row in plan.rows]
+    assert len([*itertools.groupby(order)]) > 4
+    made = scorer(make_model("qwen2"))
+    made.check(rows)
+    sample = plan.sample(0.9, 3, made.shares)
+    assert sample.shared
+    for micro in sample.micro_batches:
+        groups = [row.group for row in micro]
+        assert len([*itertools.groupby(groups)]) == len({*groups})
+
+
+def test_all_processes_weigh_the_layouts_alike():
+    rows = some_rows([[3 * k + 1 for k in range(4)]] * 6, prompts=[7] * 6)
+    for shared in LAYOUTS:
+        found = [layout(rows, Shape(4, 3, 1, 8, 4, rank, 2), shared=shared) for rank in range(2)]
+        assert found[0] == found[1]
+        whole = layout(rows, Shape(4, 3, 1, 8, 4), shared=shared)
+        assert sorted(id(row) for micro in whole for row in micro) == sorted(map(id, rows))
+
+
+@pytest.mark.parametrize("sizes", [[1, 8, 8, 1], [2, 2], [1, 1, 1]])
+def test_a_model_that_ignores_its_mask_is_found_out_whatever_the_groups(sizes):
+    rows = some_rows([[9] * size for size in sizes], prompts=[20] * len(sizes))
+    model = make_model("qwen2")
+    for layer in model.model.layers:
+        attention = layer.self_attn.forward
+        layer.self_attn.forward = lambda *args, attention=attention, **kwargs: attention(
+            *args, **kwargs | {"attention_mask": None}
+        )
+    made = scorer(model)
+    made.check(rows)
+    many = some_rows([[9] * 8, [9] * 8], prompts=[20, 20])
+    assert not made.shares(*layouts(many))
+
+
+def test_a_router_loss_turns_sharing_off():
+    rows = some_rows([[9] * 8, [9] * 8], prompts=[20, 20])
+    model = make_model("qwen3_moe")
+    assert shares(scorer(model), rows)
+    model.config.output_router_logits = True
+    assert not shares(scorer(model), rows)
 
 
 def test_a_sample_is_laid_out_by_what_it_holds_and_not_by_what_training_does():
@@ -266,11 +342,14 @@ def test_a_sample_is_laid_out_by_what_it_holds_and_not_by_what_training_does():
         row.old = torch.full((len(row.ids),), -0.1)
     plan = plan_updates(rows, OBJECTIVE, Shape(8, 2, 1, 2, 16), shared=True)
     made = scorer(make_model("qwen2"))
+    assert not plan.sample(0.5, 3, made.shares).shared  # it is not known yet whether it may
+    made.check(rows)
     few, many = (plan.sample(share, 3, made.shares) for share in (4 / 32, 0.5))
     assert [row.group for row in few.rows] == [0, 1, 2, 3]
     assert not few.shared
     assert many.shared
     assert plan.sample(1.0, 3, made.shares).micro_batches == plan.once
+    assert plan.sample(1.0, 3, made.shares).shared == plan.shared
     assert plan.sample(4 / 32, 3).shared  # nobody asked
     for sample in (few, many):
         found = made.logps(sample.micro_batches, shared=sample.shared)

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,11 +14,15 @@ from trl.trainer.utils import add_fused_lm_head
 
 import orthora
 from orthora.config import TrainConfig, build, read_toml
+from orthora.train.loading import load_parts
 from orthora.train.measure import kl_sums
+from orthora.train.meter import Meter
 from orthora.train.rollouts import Row
 from orthora.train.scoring import Scorer
-from orthora.train.subsample import EVEN, EVEN_TO_BASE, chances, start_of, systematic
-from orthora.train.updates import Sample
+from orthora.train.subsample import SPREAD, SPREAD_TO_BASE, chances, start_of, systematic
+from orthora.train.trainer import RLVRTrainer
+from orthora.train.updates import Sample, Shape, plan_updates
+from orthora.train.world import World
 
 
 def row(ids, old):
@@ -49,7 +54,7 @@ def test_estimators_are_the_exact_kl_in_expectation(kind):
     base = model.get_base_model()
     add_fused_lm_head(base, temperature=1.0, outputs=("log_probs", "entropy"))
     cpu = torch.device("cpu")
-    scorer = Scorer(model, nullcontext, cpu, 0, fold=False, share=True, micro_batch=8)
+    scorer = Scorer(model, nullcontext, cpu, 0, fold=False, share=True)
     every = [row(pair, None) for pair in itertools.product(range(VOCAB), repeat=2)]
     chunks = [every[i : i + 256] for i in range(0, len(every), 256)]
 
@@ -117,12 +122,12 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("even", [EVEN, EVEN_TO_BASE, 1.0])
+@pytest.mark.parametrize("spread", [SPREAD, SPREAD_TO_BASE, 1.0])
 @pytest.mark.parametrize("count", [1, 3, 11, 12])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
-def test_a_sample_is_of_its_size_and_estimates_a_sum_without_bias(sizes, count, even):
+def test_a_sample_is_of_its_size_and_estimates_a_sum_without_bias(sizes, count, spread):
     """Over all places to start."""
-    likely = chances(sizes, count, even)
+    likely = chances(sizes, count, spread)
     assert sum(likely) == pytest.approx(count)
     assert all(0 < chance <= 1 for chance in likely)
     values = [math.sin(i) + 2 for i in range(12)]
@@ -141,7 +146,7 @@ def test_chances_are_proportional_up_to_one():
     assert bounded == pytest.approx([1 / 3] * 3 + [1.0])
     small, large = chances([1.0, 3.0, 1.0, 3.0, 2.0], 1)[:2]
     assert large / small == pytest.approx((0.8 * 3 + 0.4) / (0.8 + 0.4))
-    small, large = chances([1.0, 3.0, 1.0, 3.0, 2.0], 1, EVEN_TO_BASE)[:2]
+    small, large = chances([1.0, 3.0, 1.0, 3.0, 2.0], 1, SPREAD_TO_BASE)[:2]
     assert large / small == pytest.approx((0.4 * 3 + 1.2) / (0.4 + 1.2))
     assert chances(SIZES["unequal"], 3, 1.0) == pytest.approx([0.25] * 12)
 
@@ -171,3 +176,30 @@ def test_what_steers_must_be_measured(tmp_path):
     with pytest.raises(ValueError, match=r"kl_update_p99.*kl_update_share"):
         build(TrainConfig, table | {"watch": ("kl_update_p99 > 1",)})
     build(TrainConfig, table)  # the rules of 'default' judge what there is
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+def test_every_process_counts_its_tokens_for_the_kl_to_the_base(size, tmp_path):
+    """One without a response in the sample, too: the sum is over all tokens."""
+    table = read_toml("tiny") | SMALL | {"out": str(tmp_path / "run"), "kl_base_share": 0.0625}
+    config = TrainConfig(**table)
+    parts = load_parts(config, None, "cpu")
+    trainer = RLVRTrainer(config, parts, World(), tmp_path / "checkpoints", lambda row: None)
+    generator = torch.Generator().manual_seed(0)
+    rows = [
+        replace(row(torch.randint(0, 5, (9,), generator=generator).tolist(), None), group=i // 4)
+        for i in range(32)
+    ]
+    for one in rows:
+        one.old = -torch.rand(9, generator=generator)
+    counted, drawn = 0.0, []
+    for rank in range(size):
+        shape = Shape(4, 4, 1, 2, 4, rank, size)
+        plan = plan_updates(rows, trainer._objective, shape, shared=False)
+        trainer._meter = Meter()
+        trainer._score_beforehand(plan)
+        counted += trainer._meter._to_base["base_tokens"]
+        drawn.append(len(plan.sample(0.0625, 0).rows))
+    assert counted == 32 * 9
+    assert sum(drawn) == 2
+    assert size == 1 or 0 in drawn

@@ -70,7 +70,7 @@ def trained(method, shard):
         optimizer.step()
         optimizer.zero_grad()
     cpu = torch.device("cpu")
-    scorer = Scorer(model, nullcontext, cpu, 0, fold=False, share=False, micro_batch=8)
+    scorer = Scorer(model, nullcontext, cpu, 0, fold=False, share=False)
     rows = [Row(i, tuple(line[:5].tolist()), line[5:], None, None, None, 0.0, True)
             for i, line in enumerate(ids)]
     # one process has one row and an empty micro-batch, the other has both rows

@@ -54,7 +54,7 @@ class ReportOptions:
     """Folder to write to; left out, report in the study's folder."""
     table: Path | None = None
     """The results.csv of an earlier report, to read instead of the runs: all but training curves
-    and costs is made anew from it."""
+    and costs is made anew from it, in --out."""
 
 
 def run_command(arguments: Sequence[str]) -> None:

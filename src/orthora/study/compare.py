@@ -115,11 +115,15 @@ class Comparisons:
         """The best rate of an arm's reference, at which papers compare."""
         return self.tuned[self.reference_of(label) or label].rate
 
-    def best_shared_rate(self) -> float:
-        """The fixed rate with the best mean selection score; all arms with fixed rates have it."""
+    def best_shared_rate(self, labels: Sequence[str] | None = None) -> float:
+        """The fixed rate with the best mean selection score.
+
+        Args:
+            labels: of arms that all have it; those with fixed rates if left out.
+        """
         means = {}
         for rate in self.rates:
-            scores = [self.at(label, rate, self.results.selected) for label in self.fixed]
+            scores = [self.at(label, rate, self.results.selected) for label in labels or self.fixed]
             if scores and all(scores):
                 values = [float(np.mean([*map(float, one.values())])) for one in scores]
                 means[rate] = float(np.mean(values))

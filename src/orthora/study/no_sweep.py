@@ -52,7 +52,7 @@ def _against_shared(names: Sequence[str], found: Comparisons) -> list[str]:
     if len(partners) != len(names):
         return []
     mine = [found.tuned[name].scores for name in names]
-    best, parts = found.best_shared_rate(), []
+    best, parts = found.best_shared_rate(partners), []
     for rate in found.rates:
         theirs = [found.at(label, rate) for label in partners]
         seeds = sorted(set.intersection(*({*one} for one in (*mine, *theirs))))

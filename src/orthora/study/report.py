@@ -52,8 +52,11 @@ def report_study(
         table: ``results.csv`` of an earlier report, to read instead of the runs.
 
     Raises:
-        ValueError: if there is no cell that has ended, or a file is corrupt.
+        ValueError: if there is no cell that has ended, a file is corrupt, or there is a table
+            and no folder to write to.
     """
+    if table and out is None:
+        raise ValueError("give --out: a report out of a table does not go into the study's folder")
     results = read_table(spec, table) if table else load_results(spec)
     if not any(one.state != "missing" for one in results.records):
         where = table or spec.folder

@@ -1,6 +1,7 @@
 """A study's results out of the table that its report wrote, where the runs themselves are gone."""
 
 import csv
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -28,9 +29,16 @@ def read_table(spec: StudySpec, file: Path) -> Results:
         file: ``results.csv``.
 
     Raises:
-        ValueError: naming the file, and what is wrong, if it is no such table or another study's.
+        ValueError: naming the file, and what is wrong, if it is no such table or another study's,
+            or if the study has several base models, whose scores a table does not keep apart.
     """
     cells = plan(spec)
+    models = list(dict.fromkeys(cell.settings["model"] for cell in cells))
+    if len(models) > 1:
+        raise ValueError(
+            f"{spec.name} has {len(models)} base models, whose scores {file} does not keep apart; "
+            "make the report from the runs"
+        )
     base, rows = _rows(spec, file)
     arms = arms_of(spec, cells)
     records = []
@@ -46,9 +54,11 @@ def read_table(spec: StudySpec, file: Path) -> Results:
             f"{file} has {name!r}, which is no cell of {spec.name}; give the table and the study "
             "of one version"
         )
-    models = list(dict.fromkeys(cell.settings["model"] for cell in cells))
-    scores = {name: float(score) for name, score in _scores(spec, base).items()}
-    return Results(spec, records, {models[0]: scores} if len(models) == 1 else {})
+    try:
+        scores = {name: float(score) for name, score in _scores(spec, base).items()}
+    except ValueError as error:
+        raise ValueError(f"{file}: {BASE}: {error}") from error
+    return Results(spec, records, {models[0]: scores})
 
 
 def _rows(spec: StudySpec, file: Path) -> tuple[Row, dict[str, Row]]:
@@ -58,12 +68,15 @@ def _rows(spec: StudySpec, file: Path) -> tuple[Row, dict[str, Row]]:
         ValueError: if it is no table of results.
     """
     try:
-        with file.open(encoding="utf-8", newline="") as handle:
+        with file.open(encoding="utf-8-sig", newline="") as handle:
             rows: list[Row] = list(csv.DictReader(handle, strict=True))
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{file} is no table of results: {error}") from error
     if not rows:
         raise ValueError(f"{file} is empty; give it the results.csv of a report")
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise ValueError(f"{file}: line {number} has not as many fields as the first")
     first, *rest = rows
     needed = ["cell", "hash", "state", "by_training", "scored_step", *NUMBERS]
     needed += [f"{SCORE}{name}" for name in spec.evaluations]
@@ -72,9 +85,6 @@ def _rows(spec: StudySpec, file: Path) -> tuple[Row, dict[str, Row]]:
             raise ValueError(f"{file} has no column {name!r}; give it the results.csv of a report")
     if first["cell"] != BASE:
         raise ValueError(f"{file} begins with {first['cell']!r}, not with the {BASE}")
-    for number, row in enumerate(rest, 3):
-        if None in row or None in row.values():
-            raise ValueError(f"{file}: line {number} has not as many fields as the first")
     found = {row["hash"]: row for row in rest}
     if len(found) < len(rest):
         raise ValueError(f"{file} has a cell twice")
@@ -90,7 +100,11 @@ def _record(spec: StudySpec, cell: Cell, arm: Arm, row: Row | None) -> Record:
     if row is None or _one_of(_STATES, row, "state"):
         empty = dict.fromkeys(NUMBERS)
         return Record(cell, arm, "missing", None, False, None, {}, empty, (), None, None)
+    if row["cell"] != cell.name:
+        raise ValueError(f"the row with its hash is called {row['cell']!r}")
     step = row["scored_step"]
+    if step and not step.isdecimal():
+        raise ValueError(f"scored_step {step!r} is no number of steps")
     return Record(
         cell=cell,
         arm=arm,
@@ -99,7 +113,7 @@ def _record(spec: StudySpec, cell: Cell, arm: Arm, row: Row | None) -> Record:
         by_training=_one_of(_TRUTHS, row, "by_training"),
         step=int(step) if step else None,
         scores=_scores(spec, row),
-        numbers={name: float(row[name]) if row[name] else None for name in NUMBERS},
+        numbers={name: _number(row, name) for name in NUMBERS},
         pass_rates=(),
         seconds=None,
         parameters=None,
@@ -117,6 +131,21 @@ def _one_of(known: Mapping[str, bool], row: Row, key: str) -> bool:
     return known[row[key]]
 
 
+def _number(row: Row, key: str) -> float | None:
+    """A finite number; None where there is none.
+
+    Raises:
+        ValueError: if it is another text.
+    """
+    try:
+        value = float(row[key]) if row[key] else None
+    except ValueError:
+        value = math.nan
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"{key} {row[key]!r} is no finite number")
+    return value
+
+
 def _scores(spec: StudySpec, row: Row) -> dict[str, Fraction]:
     """Pass@1 by evaluation, exact, with the means that the study asks for.
 
@@ -125,9 +154,9 @@ def _scores(spec: StudySpec, row: Row) -> dict[str, Fraction]:
     """
     found = {}
     for name in spec.evaluations:
-        text = row[f"{SCORE}{name}"]
-        if text and not 0 <= float(text) <= 1:
-            raise ValueError(f"{SCORE}{name} {text} is no share")
-        if text:
-            found[name] = exact(float(text))
+        score = _number(row, f"{SCORE}{name}")
+        if score is not None and not 0 <= score <= 1:
+            raise ValueError(f"{SCORE}{name} {score:g} is no share")
+        if score is not None:
+            found[name] = exact(score)
     return with_means(spec, found)

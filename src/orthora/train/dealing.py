@@ -66,22 +66,26 @@ def _units(rows: Sequence[Row], most: int) -> list[list[int]]:
     return units
 
 
-def share_pays(rows: Sequence[Row], micro_batch: int, width: int, parameters: float | int) -> bool:
+def share_pays(
+    shared: Sequence[Sequence[Row]],
+    plain: Sequence[Sequence[Row]],
+    width: int,
+    parameters: float | int,
+) -> bool:
     """Whether the shared layout costs less than nine tenths of the other, padding included.
 
     Multiplications of a layer: two per parameter and token, and four times the width per pair of
     tokens in attention, which neither layout skips where its mask says so.
 
     Args:
-        rows: to be scored, those of a group together.
-        micro_batch: rows of a micro-batch, at most.
+        shared: micro-batches of rows as they would be scored group by group.
+        plain: the same rows as they would be scored one by one.
         width: of the model.
         parameters: of one layer.
     """
     costs = []
-    for together in (True, False):
-        micros = filled(rows, micro_batch, together=together)
-        laid = [_lengths([rows[i] for i in micro], together=together) for micro in micros]
+    for micros, together in ((shared, True), (plain, False)):
+        laid = [_lengths(micro, together=together) for micro in micros if micro]
         padded = [(len(lengths), max(lengths)) for lengths in laid]
         costs.append(sum(n * L * (2 * parameters + 4 * width * L) for n, L in padded))
     return costs[0] < 0.9 * costs[1]
@@ -115,10 +119,13 @@ def packed(lengths: Sequence[int]) -> list[list[int]]:
         lengths: of the items.
     """
     found: list[list[int]] = []
+    room: list[int] = []
+    longest = max(lengths, default=0)
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        fits = (one for one in found if sum(lengths[k] for k in (*one, i)) <= max(lengths))
-        if (place := next(fits, None)) is not None:
-            place.append(i)
-        else:
-            found.append([i])
+        place = next((k for k, left in enumerate(room) if left >= lengths[i]), len(found))
+        if place == len(found):
+            found.append([])
+            room.append(longest)
+        found[place].append(i)
+        room[place] -= lengths[i]
     return sorted(sorted(one) for one in found)

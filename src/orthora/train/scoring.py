@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,6 @@ class Scorer:
         pad: token id of padding.
         fold: merge the adapter while scoring without gradients.
         share: let a group's rows share their prompt where that pays.
-        micro_batch: rows of a micro-batch, at most.
     """
 
     def __init__(
@@ -37,34 +37,45 @@ class Scorer:
         *,
         fold: bool,
         share: bool,
-        micro_batch: int,
     ) -> None:
         self._model, self._autocast, self._device = model, autocast, device
         self._pad, self._fold = pad, fold
         self._share = share and _takes_masks(model)
-        self._micro_batch = micro_batch
         self._checked = False
 
-    def shares(self, rows: Sequence[Row]) -> bool:
-        """Whether rows are scored group by group; at least one, those of a group together.
+    def check(self, rows: Sequence[Row]) -> None:
+        """Find out, once, whether the model scores groups as it scores their rows one by one.
 
-        The first time, both ways are compared on a few rows: a model that reads its mask or its
-        positions otherwise is scored row by row.
+        A model that reads its mask or its positions otherwise shares no prompts from then on.
+
+        Args:
+            rows: of a whole rollout, the same on every process, so that all decide alike.
         """
+        if self._share and not self._checked:
+            self._checked, self._share = True, self._agrees(rows)
+
+    def shares(self, shared: Sequence[Sequence[Row]], plain: Sequence[Sequence[Row]]) -> bool:
+        """Whether rows are scored group by group: the model allows it, and it pays.
+
+        Args:
+            shared: micro-batches as they would be then.
+            plain: the same rows' as they would be else.
+        """
+        if not (self._share and self._checked):
+            return False
         config = self._model.config.get_text_config()
         layers = max(1, config.num_hidden_layers)
         embeddings = config.vocab_size * config.hidden_size
         body = max(1.0, sum(p.numel() for p in self._model.parameters()) - embeddings)
-        if not self._share or not share_pays(
-            rows, self._micro_batch, config.hidden_size, body / layers
-        ):
-            return False
-        if not self._checked:
-            self._checked, self._share = True, self._agrees(rows)
-        return self._share
+        return share_pays(shared, plain, config.hidden_size, body / layers)
 
     def _agrees(self, rows: Sequence[Row]) -> bool:
-        few = [row for row in rows if row.group in (rows[0].group, rows[-1].group)]
+        """On two short responses to one prompt, and on two groups that share a sequence."""
+        bare = {"old": None, "sampled": None, "reference": None}
+        first = [row for row in rows if row.group == rows[0].group][:2]
+        few = [replace(r, prompt=r.prompt[-16:], ids=r.ids[:16], **bare) for r in first]
+        last = replace(rows[-1], prompt=rows[-1].prompt[-3:], ids=rows[-1].ids[:4], **bare)
+        few += [replace(last, group=number) for number in (-2, -1)]
         one, other = (self.logps([few], shared=shared) for shared in (True, False))
         gap = max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
         return gap <= _SAME.get(self._dtype, 0.0)
@@ -126,8 +137,13 @@ class Scorer:
 
 
 def _takes_masks(model: Any) -> bool:
-    """Whether attention takes a mask of any shape: not flash kernels, sliding windows, hybrids."""
+    """Whether all takes a mask of any shape: no flash kernels, sliding windows, hybrids.
+
+    Nor a loss on a router's logits, which counts tokens by a mask of (B, L).
+    """
     config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False):
+        return False
     if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
         return False
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])

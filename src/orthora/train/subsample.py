@@ -9,14 +9,14 @@ fixed number of them, spread evenly over the list.
 import math
 from collections.abc import Sequence
 
-EVEN = 0.2
+SPREAD = 0.2
 """Part of the chances that is spread evenly for the KL of an update, which goes with the sizes."""
-EVEN_TO_BASE = 0.6
+SPREAD_TO_BASE = 0.6
 """The same for the KL to the base: its k1 has noise of either sign from every response."""
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples fill the unit interval evenly
 
 
-def chances(sizes: Sequence[float], count: int, even: float = EVEN) -> list[float]:
+def chances(sizes: Sequence[float], count: int, spread: float = SPREAD) -> list[float]:
     """Chances of inclusion that add up to ``count``, proportional to sizes as far as 1 allows.
 
     A part of every size is the mean's: what seems small is not left out, and not blown up by its
@@ -25,10 +25,10 @@ def chances(sizes: Sequence[float], count: int, even: float = EVEN) -> list[floa
     Args:
         sizes: guesses at the items' size, at least 0.
         count: of the sample, at most the number of items.
-        even: part of the sizes that is spread evenly, in (0, 1].
+        spread: part of the sizes that is spread evenly, in (0, 1].
     """
     mean = sum(sizes) / max(1, len(sizes)) or 1.0
-    weights = [(1 - even) * size + even * mean for size in sizes]
+    weights = [(1 - spread) * size + spread * mean for size in sizes]
     found, free = [1.0] * len(sizes), list(range(len(sizes)))
     while free:
         scale = (count - (len(sizes) - len(free))) / sum(weights[i] for i in free)

@@ -36,8 +36,8 @@ from orthora.train.scoring import Scorer
 from orthora.train.settings import grpo_config, objective_of, rules_of
 from orthora.train.sharding import check_sharded
 from orthora.train.steering import Steering
-from orthora.train.subsample import EVEN_TO_BASE
-from orthora.train.updates import Plan, Shape, plan_updates
+from orthora.train.subsample import SPREAD_TO_BASE
+from orthora.train.updates import Plan, Shape, layout, plan_updates
 from orthora.train.world import World, check_engine
 from orthora.trained import updates_per_step
 
@@ -189,8 +189,10 @@ class RLVRTrainer(GRPOTrainer):
             stale=self._rollout.stale,
         )
         with self._meter.timed("kl"):
-            shared = self._scorer.shares(rows)
-            self._plan = plan_updates(rows, self._objective, self._plan.shape, shared=shared)
+            shape = self._plan.shape
+            self._scorer.check(rows)
+            shared = self._scorer.shares(*(layout(rows, shape, shared=s) for s in (True, False)))
+            self._plan = plan_updates(rows, self._objective, shape, shared=shared)
             self._score_beforehand(self._plan)
         self._position = 0
 
@@ -213,14 +215,13 @@ class RLVRTrainer(GRPOTrainer):
                     known = ~row.sampled.isnan()
                     self._meter.tally.widen(gap(values, row.sampled.nan_to_num(0.0), known))
         share = 1.0 if self._config.beta else self._config.kl_base_share
-        sample = plan.sample(share, self._step_number, self._scorer.shares, EVEN_TO_BASE)
-        if sample.micro_batches:
-            with base_policy(self.policy):
-                scores = self._scorer.logps(sample.micro_batches, shared=sample.shared, fold=False)
-            self._meter.read_base(sample, scores)
-            if self._config.beta:
-                for row, values in zip(sample.rows, scores, strict=True):
-                    row.reference = values
+        sample = plan.sample(share, self._step_number, self._scorer.shares, SPREAD_TO_BASE)
+        with base_policy(self.policy):
+            scores = self._scorer.logps(sample.micro_batches, shared=sample.shared, fold=False)
+        self._meter.read_base(sample, scores)  # a process without rows in it has tokens, too
+        if self._config.beta:
+            for row, values in zip(sample.rows, scores, strict=True):
+                row.reference = values
 
     def finish_step(self) -> None:
         """Measure the step that just ended, steer by it, and hand its row over."""
@@ -285,7 +286,6 @@ class RLVRTrainer(GRPOTrainer):
             self._pad,
             fold=fold and folds_exactly(self.policy),
             share=self._config.share_prompts == "auto" and not self._sharded,
-            micro_batch=self._config.micro_batch,
         )
 
     def _engine(self, parts: Parts) -> Any:

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from orthora.train.dealing import deal, filled
 from orthora.train.losses import Objective, normaliser
 from orthora.train.rollouts import Row
-from orthora.train.subsample import EVEN, chances, start_of, systematic
+from orthora.train.subsample import SPREAD, chances, start_of, systematic
+
+MicroBatches = Sequence[Sequence[Row]]
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ class Plan:
         self,
         share: float,
         step: int,
-        shares: Callable[[Sequence[Row]], bool] | None = None,
-        even: float = EVEN,
+        shares: Callable[[MicroBatches, MicroBatches], bool] | None = None,
+        spread: float = SPREAD,
     ) -> "Sample":
         """A share of the responses that the policy itself drew, to measure on.
 
@@ -82,8 +84,9 @@ class Plan:
         Args:
             share: of the responses, in [0, 1]; above 0 it is at least one.
             step: number of the training step.
-            shares: whether some rows are scored group by group; left out, they are as in training.
-            even: part of the chances that is spread evenly; see `chances`.
+            shares: whether rows are scored group by group, asked with the micro-batches that they
+                would have then and else; left out, they are as in training.
+            spread: part of the chances that is spread evenly; see `chances`.
         """
         tokens = sum(len(row.ids) for row in self.rows if row.fresh)
         if share >= 1:
@@ -92,17 +95,24 @@ class Plan:
         if not share or not drawn:
             return Sample([], [], 0)
         count = max(1, round(share * len(drawn)))
-        likely = chances([size for _, size in drawn], count, even)
+        likely = chances([size for _, size in drawn], count, spread)
         weights = {id(drawn[i][0]): 1 / likely[i] for i in systematic(likely, start_of(step))}
         shared = self.shared
         if self.shape.even:
             micros = [[row for row in micro if id(row) in weights] for micro in self.once]
         else:
             rows = [row for row in self.rows if id(row) in weights]
+            rows.sort(key=lambda row: row.group)
+            most = self.shape.micro_batch
+            laid = {
+                together: [
+                    [rows[i] for i in micro] for micro in filled(rows, most, together=together)
+                ]
+                for together in (True, False)
+            }
             if rows and shares:
-                shared = shares(rows)
-            laid = filled(rows, self.shape.micro_batch, together=shared)
-            micros = [[rows[i] for i in micro] for micro in laid]
+                shared = shares(laid[True], laid[False])
+            micros = laid[shared]
         return Sample(micros, [weights[id(row)] for row in flat(micros)], tokens, shared)
 
 
@@ -153,20 +163,36 @@ def plan_updates(rows: Sequence[Row], objective: Objective, shape: Shape, *, sha
         shape: how updates are cut.
         shared: let a group's rows share their prompt.
     """
-    groups = len(rows) // shape.group_size
-    edges = [groups * i // shape.updates * shape.group_size for i in range(shape.updates + 1)]
     passes: list[tuple[list[Row], float]] = []
     mini_batches = []
-    for start, end in pairwise(edges):
-        part = rows[start:end]
+    for part in _mini_batches(rows, shape):
         divisor = normaliser(objective, sum(row.tokens for row in part), len(part))
-        dealt = deal(part, shape.size, shape.rank, shape.micro_batch, together=shared)
-        dealt += [[] for _ in range(shape.passes - len(dealt))]
-        micros = [[part[i] for i in micro] for micro in dealt]
+        micros = _dealt(part, shape, shared=shared)
+        micros += [[] for _ in range(shape.passes - len(micros))]
         passes += [(micro, divisor) for micro in micros]
         mini_batches.append([micro for micro in micros if micro or shape.even])
     surprise = [(row, _surprise(row)) for row in rows]
     return Plan(passes * shape.epochs, mini_batches, shared, surprise, shape)
+
+
+def layout(rows: Sequence[Row], shape: Shape, *, shared: bool) -> list[list[Row]]:
+    """The micro-batches of the first process, in a layout: to weigh it with, the same for all."""
+    first = replace(shape, rank=0)
+    parts = _mini_batches(rows, shape)
+    return [micro for part in parts for micro in _dealt(part, first, shared=shared)]
+
+
+def _mini_batches(rows: Sequence[Row], shape: Shape) -> list[Sequence[Row]]:
+    """A rollout's rows, update by update."""
+    groups = len(rows) // shape.group_size
+    edges = [groups * i // shape.updates * shape.group_size for i in range(shape.updates + 1)]
+    return [rows[start:end] for start, end in pairwise(edges)]
+
+
+def _dealt(part: Sequence[Row], shape: Shape, *, shared: bool) -> list[list[Row]]:
+    """A process's micro-batches of a mini-batch."""
+    dealt = deal(part, shape.size, shape.rank, shape.micro_batch, together=shared)
+    return [[part[i] for i in micro] for micro in dealt]
 
 
 def passes_per_update(mini_batch_prompts: int, group_size: int, micro_batch: int, size: int) -> int:
