@@ -138,6 +138,26 @@ def settings_table() -> list[str]:
     return rows
 
 
+def later_table() -> list[str]:
+    """The rows of the table in docs/adaptive-kl.md: each method after 120 steps."""
+    found = Comparisons(results_of(ROOT / "docs/findings" / SETTINGS[120]))
+    rows = [
+        "| method | 3e-4 | 1e-3 | under adaptive-kl | less 3e-4 | less 1e-3 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    columns = []
+    for method in found.fixed:
+        adaptive = found.tuned[f"{method}, adaptive-kl, from 3e-4"].scores
+        columns.append((found.at(method, 3e-4), found.at(method, 1e-3), adaptive))
+    seeds = _whole(*columns)
+    for method, column in zip(found.fixed, columns, strict=True):
+        low, high, mine = ({s: one[s] for s in seeds} for one in column)
+        cells = [_together([one], "") for one in (low, high, mine)]
+        cells += [_together([mine], "+", [than]) for than in (low, high)]
+        rows.append(f"| `{method}` | {' | '.join(cells)} |")
+    return rows
+
+
 def _best_of_all(found: Comparisons, seeds: Sequence[int]) -> list[BySeed]:
     """Each method at its best rate, of these seeds alone."""
     records = [one for one in found.results.records if one.cell.seed in seeds]
@@ -192,6 +212,10 @@ def test_the_page_on_adaptive_kl_has_the_numbers_of_the_study():
 
 def test_the_page_on_adaptive_kl_has_the_numbers_of_all_settings():
     assert between("adaptive-kl.md", "study-settings") == settings_table()
+
+
+def test_the_page_on_adaptive_kl_has_each_method_after_120_steps():
+    assert between("adaptive-kl.md", "study-later") == later_table()
 
 
 def test_there_are_findings():

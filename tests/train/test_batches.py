@@ -17,7 +17,7 @@ from orthora.train.dealing import deal, filled, packed, share_pays
 from orthora.train.losses import Objective
 from orthora.train.rollouts import Row
 from orthora.train.scoring import Scorer
-from orthora.train.updates import Shape, layout, passes_per_update, plan_updates
+from orthora.train.updates import Shape, apart, passes_per_update, plan_updates
 
 PAD = 0
 LAYOUTS = [False, True]
@@ -304,13 +304,13 @@ def test_a_sample_finds_the_groups_of_rows_that_training_has_apart():
         assert len([*itertools.groupby(groups)]) == len({*groups})
 
 
-def test_all_processes_weigh_the_layouts_alike():
-    rows = some_rows([[3 * k + 1 for k in range(4)]] * 6, prompts=[7] * 6)
-    for shared in LAYOUTS:
-        found = [layout(rows, Shape(4, 3, 1, 8, 4, rank, 2), shared=shared) for rank in range(2)]
-        assert found[0] == found[1]
-        whole = layout(rows, Shape(4, 3, 1, 8, 4), shared=shared)
-        assert sorted(id(row) for micro in whole for row in micro) == sorted(map(id, rows))
+def test_a_rollouts_layout_is_weighed_without_padding_of_groups():
+    """Groups of 9 and 26 tokens, each padded to itself; four rows, all padded to 17."""
+    rows = some_rows([[2, 3], [8, 9]], prompts=[3, 8])
+    groups, whole = apart(rows)
+    assert [[row.group for row in group] for group in groups] == [[0, 0], [1, 1]]
+    assert whole == [rows]
+    assert share_pays(groups, whole, 0, 1) == (9 + 26 < 0.9 * 4 * 17)
 
 
 @pytest.mark.parametrize("sizes", [[1, 8, 8, 1], [2, 2], [1, 1, 1]])

@@ -37,7 +37,7 @@ from orthora.train.settings import grpo_config, objective_of, rules_of
 from orthora.train.sharding import check_sharded
 from orthora.train.steering import Steering
 from orthora.train.subsample import SPREAD_TO_BASE
-from orthora.train.updates import Plan, Shape, layout, plan_updates
+from orthora.train.updates import Plan, Shape, apart, plan_updates
 from orthora.train.world import World, check_engine
 from orthora.trained import updates_per_step
 
@@ -189,10 +189,9 @@ class RLVRTrainer(GRPOTrainer):
             stale=self._rollout.stale,
         )
         with self._meter.timed("kl"):
-            shape = self._plan.shape
             self._scorer.check(rows)
-            shared = self._scorer.shares(*(layout(rows, shape, shared=s) for s in (True, False)))
-            self._plan = plan_updates(rows, self._objective, shape, shared=shared)
+            shared = self._scorer.shares(*apart(rows))
+            self._plan = plan_updates(rows, self._objective, self._plan.shape, shared=shared)
             self._score_beforehand(self._plan)
         self._position = 0
 

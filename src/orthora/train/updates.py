@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
-from orthora.train.dealing import deal, filled
+from orthora.train.dealing import deal, filled, groups_of
 from orthora.train.losses import Objective, normaliser
 from orthora.train.rollouts import Row
 from orthora.train.subsample import SPREAD, chances, start_of, systematic
@@ -163,11 +163,15 @@ def plan_updates(rows: Sequence[Row], objective: Objective, shape: Shape, *, sha
         shape: how updates are cut.
         shared: let a group's rows share their prompt.
     """
+    groups = len(rows) // shape.group_size
+    edges = [groups * i // shape.updates * shape.group_size for i in range(shape.updates + 1)]
     passes: list[tuple[list[Row], float]] = []
     mini_batches = []
-    for part in _mini_batches(rows, shape):
+    for start, end in pairwise(edges):
+        part = rows[start:end]
         divisor = normaliser(objective, sum(row.tokens for row in part), len(part))
-        micros = _dealt(part, shape, shared=shared)
+        dealt = deal(part, shape.size, shape.rank, shape.micro_batch, together=shared)
+        micros = [[part[i] for i in micro] for micro in dealt]
         micros += [[] for _ in range(shape.passes - len(micros))]
         passes += [(micro, divisor) for micro in micros]
         mini_batches.append([micro for micro in micros if micro or shape.even])
@@ -175,24 +179,13 @@ def plan_updates(rows: Sequence[Row], objective: Objective, shape: Shape, *, sha
     return Plan(passes * shape.epochs, mini_batches, shared, surprise, shape)
 
 
-def layout(rows: Sequence[Row], shape: Shape, *, shared: bool) -> list[list[Row]]:
-    """The micro-batches of the first process, in a layout: to weigh it with, the same for all."""
-    first = replace(shape, rank=0)
-    parts = _mini_batches(rows, shape)
-    return [micro for part in parts for micro in _dealt(part, first, shared=shared)]
+def apart(rows: Sequence[Row]) -> tuple[list[list[Row]], list[list[Row]]]:
+    """A rollout group by group, and in one piece: what its layouts are weighed with.
 
-
-def _mini_batches(rows: Sequence[Row], shape: Shape) -> list[Sequence[Row]]:
-    """A rollout's rows, update by update."""
-    groups = len(rows) // shape.group_size
-    edges = [groups * i // shape.updates * shape.group_size for i in range(shape.updates + 1)]
-    return [rows[start:end] for start, end in pairwise(edges)]
-
-
-def _dealt(part: Sequence[Row], shape: Shape, *, shared: bool) -> list[list[Row]]:
-    """A process's micro-batches of a mini-batch."""
-    dealt = deal(part, shape.size, shape.rank, shape.micro_batch, together=shared)
-    return [[part[i] for i in micro] for micro in dealt]
+    However rows are dealt to updates and processes, all come to the same choice, and a run comes to
+    the same numbers.
+    """
+    return [[rows[i] for i in group] for group in groups_of(rows)], [list(rows)]
 
 
 def passes_per_update(mini_batch_prompts: int, group_size: int, micro_batch: int, size: int) -> int:
