@@ -42,6 +42,8 @@ METHODS = (
 )
 FIXED = (1e-4, 3e-4, 1e-3, 3e-3)
 STARTS, TARGETS = (3e-5, 3e-4, 3e-3), (1e-3, 2e-3)
+FIRSTS = (3e-4, 3e-3, 3e-5)
+"""`STARTS` by how much their runs are wanted."""
 KEPT = (  # of every step's row, for the watchdog's evidence
     "lr",
     "kl_update_k3",
@@ -81,8 +83,8 @@ def grid(name: str, seeds: int) -> Iterator[Run]:
                         yield _run(f"{law}", method, lr, seed, setting, steps=60)
         return
     everything = [run for seed in range(seeds) for run in _cells(seed)]
-    # first what the main comparison needs of every seed, then seed by seed the rest
-    yield from sorted(everything, key=lambda run: not is_main(run) and run["settings"]["seed"] > 0)
+    # the first seed, what the main comparison needs of every seed, then setting by setting the rest
+    yield from sorted(everything, key=_turn)
 
 
 def _cells(seed: int) -> Iterator[Run]:
@@ -96,12 +98,16 @@ def _cells(seed: int) -> Iterator[Run]:
                 yield _run(f"adaptive {target:g}", method, lr, seed, setting)
 
 
-def is_main(run: Run) -> bool:
-    """Whether a run is in the main comparison: one adaptive setting against shared fixed rates."""
+def _turn(run: Run) -> tuple[int, int]:
+    """When a run's turn is, the earlier the smaller."""
     settings = run["settings"]
-    if settings.get("schedule") == "adaptive-kl":
-        return settings["kl_target"] == TARGETS[1] and settings["learning_rate"] == STARTS[1]
-    return settings["learning_rate"] in FIXED[1:3]
+    lr, adaptive = settings["learning_rate"], settings.get("schedule") == "adaptive-kl"
+    if settings["seed"] == 0:
+        return 0, 0
+    if adaptive:
+        place = (TARGETS[::-1].index(settings["kl_target"]), FIRSTS.index(lr))
+        return (1, 0) if place == (0, 0) else (2, 10 * place[0] + place[1])
+    return (1, 0) if lr in FIXED[1:3] else (3, FIXED.index(lr))
 
 
 def _run(
