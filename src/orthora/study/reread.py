@@ -22,7 +22,8 @@ def read_table(spec: StudySpec, file: Path) -> Results:
 
     Scores come back exactly, and with them every table of scores and every verdict. Not in the
     table, and so not in the results: rewards by step, run times, numbers of parameters, reasons of
-    failures. Cells that the study has and the table has not are missing.
+    failures. Cells that the study has and the table has not are missing. A table does not say how
+    runs were scored either: that an evaluation is the same as then is for its reader to know.
 
     Args:
         spec: the study that the table is of; its grid may have grown since.
