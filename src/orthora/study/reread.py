@@ -75,15 +75,15 @@ def _rows(spec: StudySpec, file: Path) -> tuple[Row, dict[str, Row]]:
         raise ValueError(f"{file} is no table of results: {error}") from error
     if not rows:
         raise ValueError(f"{file} is empty; give it the results.csv of a report")
-    for number, row in enumerate(rows, 2):
-        if None in row or None in row.values():
-            raise ValueError(f"{file}: line {number} has not as many fields as the first")
     first, *rest = rows
     needed = ["cell", "hash", "state", "by_training", "scored_step", *NUMBERS]
     needed += [f"{SCORE}{name}" for name in spec.evaluations]
     for name in needed:
         if name not in first:
             raise ValueError(f"{file} has no column {name!r}; give it the results.csv of a report")
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise ValueError(f"{file}: line {number} has not as many fields as the first")
     if first["cell"] != BASE:
         raise ValueError(f"{file} begins with {first['cell']!r}, not with the {BASE}")
     found = {row["hash"]: row for row in rest}
