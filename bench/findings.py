@@ -23,7 +23,7 @@ from orthora.study.arms import Arm, arms_of
 from orthora.study.plan import Cell
 from orthora.study.report import write_report
 from orthora.study.reread import read_table
-from orthora.study.results import NUMBERS, Record, Results, exact
+from orthora.study.results import NUMBERS, Record, Results, exact, missing
 
 ROOT = Path(__file__).parents[1]
 STUDIES = {60: "adaptive-kl-settings-tiny", 120: "adaptive-kl-settings-120-tiny"}
@@ -46,8 +46,7 @@ def run_name(cell: Cell) -> str:
 def record_of(cell: Cell, arm: Arm, run: steer.Run | None, mark: int) -> Record:
     """What a run gave after a number of steps; a missing cell without one."""
     if run is None:
-        nothing = dict.fromkeys(NUMBERS)
-        return Record(cell, arm, "missing", None, False, None, {}, nothing, (), None, None)
+        return missing(cell, arm)
     series = {key: values[:mark] for key, values in run["series"].items()}
     steps = len(series["lr"])
     ended = bool(run["failure"]) and steps < mark

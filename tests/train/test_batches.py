@@ -305,12 +305,13 @@ def test_a_sample_finds_the_groups_of_rows_that_training_has_apart():
 
 
 def test_a_rollouts_layout_is_weighed_without_padding_of_groups():
-    """Groups of 9 and 26 tokens, each padded to itself; four rows, all padded to 17."""
-    rows = some_rows([[2, 3], [8, 9]], prompts=[3, 8])
+    """Groups of 9 and 40 tokens, each by itself; four rows, all padded to 21."""
+    rows = some_rows([[2, 3], [18, 18]], prompts=[3, 3])
     groups, whole = apart(rows)
     assert [[row.group for row in group] for group in groups] == [[0, 0], [1, 1]]
     assert whole == [rows]
-    assert share_pays(groups, whole, 0, 1) == (9 + 26 < 0.9 * 4 * 17)
+    assert share_pays(groups, whole, 0, 1)  # 49 < 0.9 x 84
+    assert not share_pays([rows], whole, 0, 1)  # 80 is more
 
 
 @pytest.mark.parametrize("sizes", [[1, 8, 8, 1], [2, 2], [1, 1, 1]])

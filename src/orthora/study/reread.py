@@ -8,7 +8,16 @@ from pathlib import Path
 
 from orthora.study.arms import Arm, arms_of
 from orthora.study.plan import Cell, plan
-from orthora.study.results import BASE, NUMBERS, SCORE, Record, Results, exact, with_means
+from orthora.study.results import (
+    BASE,
+    NUMBERS,
+    SCORE,
+    Record,
+    Results,
+    exact,
+    missing,
+    with_means,
+)
 from orthora.study.spec import StudySpec
 
 _STATES = {"finished": False, "failed": False, "missing": True}
@@ -99,8 +108,7 @@ def _record(spec: StudySpec, cell: Cell, arm: Arm, row: Row | None) -> Record:
         ValueError: if a field is not what it should be.
     """
     if row is None or _one_of(_STATES, row, "state"):
-        empty = dict.fromkeys(NUMBERS)
-        return Record(cell, arm, "missing", None, False, None, {}, empty, (), None, None)
+        return missing(cell, arm)
     if row["cell"] != cell.name:
         raise ValueError(f"the row with its hash is called {row['cell']!r}")
     step = row["scored_step"]

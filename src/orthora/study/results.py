@@ -60,6 +60,12 @@ class Record:
     parameters: int | None
 
 
+def missing(cell: Cell, arm: Arm) -> Record:
+    """A cell that has not ended."""
+    nothing = dict.fromkeys(NUMBERS)
+    return Record(cell, arm, "missing", None, False, None, {}, nothing, (), None, None)
+
+
 @dataclass(frozen=True)
 class Results:
     """All cells of a study.

@@ -108,10 +108,13 @@ def collate(
         take[i, : len(row.ids)] = torch.arange(start - 1, end - 1) + sequence * (width - 1)
         mask[i, : len(row.ids)] = float(row.counts)
     segments = _padded(laid.segments, width, -1).to(device)
-    prompts = _padded(laid.prompts, width, -1).to(device)
+    if shared:
+        attention = _shared_mask(segments, _padded(laid.prompts, width, -1).to(device), dtype)
+    else:
+        attention = (segments >= 0).long()
     return Batch(
         ids=ids.to(device),
-        attention=_shared_mask(segments, prompts, dtype) if shared else (segments >= 0).long(),
+        attention=attention,
         positions=_padded(laid.positions, width, 0).to(device),
         labels=labels.to(device),
         take=take.to(device),
