@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,24 @@ def node_of(process: psutil.Process, nodes: list[Any]) -> Any:
     return None
 
 
+def settled(process: psutil.Process) -> bool:
+    """Whether a process has been stopped, or has ended before."""
+    return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+
+
+def freeze_one(folder: Path, nodes: list[Any]) -> tuple[psutil.Process, Any] | None:
+    """Stop a cell at work on one of some nodes, so that it cannot end first; it and its node."""
+    for process in cells_at_work(folder):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            node = node_of(process, nodes)
+            if node is not None:
+                process.suspend()
+                wait_for(partial(settled, process))
+                if process.status() == psutil.STATUS_STOPPED:
+                    return process, node
+    return None
+
+
 def test_a_node_a_worker_and_the_driver_are_killed_and_nothing_is_lost(cluster, tmp_path):
     (tmp_path / "calm").mkdir()
     calm = write_study(tmp_path / "calm", grid=GRID.replace("seed = [0]", "seed = [0, 1]"))
@@ -68,9 +87,11 @@ def test_a_node_a_worker_and_the_driver_are_killed_and_nothing_is_lost(cluster, 
         # On another node than the one that dies, or what it says of the worker is lost with it.
         others = [node for node in cluster.worker_nodes if node is not node_of(dying, [node])]
         kill(dying.pid)  # a worker dies
-        wait_for(lambda: [p for p in cells_at_work(folder) if node_of(p, others)])
-        victim = next(node for p in cells_at_work(folder) if (node := node_of(p, others)))
-        cluster.remove_node(victim, allow_graceful=False)  # a node dies
+        held: list[tuple[psutil.Process, Any]] = []
+        wait_for(lambda: held.extend(filter(None, [freeze_one(folder, others)])) or held)
+        ((cell, victim),) = held
+        cluster.remove_node(victim, allow_graceful=False)  # a node dies, with a cell on it
+        cell.resume()
         out, _ = driver.communicate(timeout=300)
     finally:
         if driver.poll() is None:
