@@ -222,3 +222,13 @@ def test_there_are_findings():
     assert {"paper-table1-tiny", "paper-ablation-orthonormal-tiny", "paper-lr-tiny"} <= {
         folder.name for folder in FOLDERS
     }
+
+
+def test_the_page_on_the_probe_has_what_matched_rates_would_have_scored(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import predict
+
+    tables = predict.tables(ROOT / "docs")
+    assert set(tables) == {"bench-predict-60", "bench-predict-120"}
+    for mark, lines in tables.items():
+        assert between("probe.md", mark) == lines

@@ -103,7 +103,7 @@ def test_tiny_studies_try_four_rates_with_five_paired_seeds(file):
     arms = arms_of(spec, cells)
     rates: dict[str, set[float]] = {}
     for cell in cells:
-        if not arms[cell.name].adaptive:
+        if not arms[cell.name].finds:
             rates.setdefault(arms[cell.name].label, set()).add(cell.rate)
     assert all(len(one) >= 4 for one in rates.values())
     assert {cell.settings.get("threads") for cell in cells} == {1}

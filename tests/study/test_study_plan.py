@@ -388,9 +388,9 @@ def test_what_a_grid_says_can_be_excluded_in_the_same_words(grid: dict, exclude:
 
 
 def labels(*grid: dict[str, Any], **changes: Any) -> dict[str, bool]:
-    """Whether an arm is adaptive, by its label."""
+    """Whether an arm finds its rate, by its label."""
     spec = study(*grid, **changes)
-    return {arm.label: arm.adaptive for arm in arms_of(spec, plan(spec)).values()}
+    return {arm.label: bool(arm.finds) for arm in arms_of(spec, plan(spec)).values()}
 
 
 def test_an_arm_is_a_method_and_what_is_unusual_of_its_settings():
@@ -461,6 +461,29 @@ def test_matched_rates_are_rates_of_one_arm():
     assert len(labels(grid)) == 2
     both = labels(GRID, grid)
     assert sorted(both) == ["lora", "lora, match-kl:lora", "rlpo", "rlpo, match-kl:lora"]
+    assert not any(both.values())
+
+
+def test_one_matched_rate_is_found_not_swept():
+    match = {"learning_rate": ["match-kl:lora@1e-5", "match-norm:lora@1e-5"]}
+    both = ["learning_rate", "learning_rate_match"]
+    spec = study(GRID, GRID | match | {"method": ["rlpo"]}, differences=both)
+    arms = {arm.label: arm for arm in arms_of(spec, plan(spec)).values()}
+    found = {label: arm.finds for label, arm in arms.items()}
+    matched = dict.fromkeys(("rlpo, match-kl:lora", "rlpo, match-norm:lora"), "match")
+    assert found == {"lora": "", "rlpo": ""} | matched
+    for label in matched:
+        assert fixed_partner(label, arms) == "rlpo"
+    check_claims(spec.model_copy(update={"claims": [claim("no-sweep", [*matched])]}), plan(spec))
+
+
+def test_an_arm_of_one_matched_rate_keeps_its_schedule_beside_a_partner():
+    match = {"learning_rate": "match-kl:lora@1e-5"}
+    cosine = {"schedule": "cosine"}
+    spec = study(GRID, GRID | cosine, GRID | match, GRID | match | cosine)
+    arms = {arm.label: arm for arm in arms_of(spec, plan(spec)).values()}
+    assert fixed_partner("rlpo, match-kl:lora", arms) == "rlpo"
+    assert fixed_partner("rlpo, match-kl:lora, cosine", arms) == "rlpo, cosine"
 
 
 @pytest.mark.parametrize(
@@ -482,7 +505,8 @@ def test_matched_rates_are_rates_of_one_arm():
         (claim("equal", ["rlpo"]), "claim 2 (equal): it needs two methods or more"),
         (
             claim("no-sweep", ["rlpo"]),
-            "claim 2 (no-sweep): it is about arms under adaptive-kl, and 'rlpo' is not one",
+            "claim 2 (no-sweep): it is about arms under adaptive-kl, or with one matched rate; "
+            "'rlpo' is none",
         ),
         (claim("better", ["rlpo", "rlpo"]), "claim 2 (better): an arm is named twice"),
         (claim("better", ["rlpo"], "lora", "lora"), "claim 2 (better): an arm is named twice"),

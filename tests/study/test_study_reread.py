@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -84,10 +85,44 @@ def test_cells_that_the_grid_has_gained_are_missing(tmp_path):
     assert {one.state for one in grown.records if one.cell.method == "rlmo"} == {"missing"}
 
 
+def test_cells_of_other_studies_fill_in_what_a_table_has_not(tmp_path):
+    whole = results(study())
+    wide = study(name="wide", grid=[{"method": ["lora", "pissa"], "learning_rate": [1e-3, 3e-3],
+                                     "seed": [0, 1, 2, 3, 4, 5]}])  # fmt: skip
+    other = results(wide, seed=1)
+    own, first, second = (tmp_path / f"{name}.csv" for name in ("own", "first", "second"))
+    part = [one for one in whole.records if one.cell.method == "rlpo"]
+    own.write_text(as_csv(rows_of(replace(whole, records=part))))
+    first.write_text(as_csv(rows_of(other)))
+    second.write_text(as_csv(rows_of(whole)))
+    found = {one.cell.name: one for one in read_table(study(), own, [first, second]).records}
+    theirs = {one.cell.name: one for one in other.records if one.state != "missing"}
+    for one in whole.records:
+        kept = one if one.cell.method == "rlpo" else theirs.get(one.cell.name, one)
+        assert found[one.cell.name].scores == kept.scores
+        assert found[one.cell.name].state == kept.state
+    assert any(name in theirs for name in found)
+    assert len(found) == 30
+    with pytest.raises(ValueError, match=r"first.csv has 'pissa.*no cell of read-back"):
+        read_table(study(), first)
+
+
+def test_tables_that_score_the_base_model_differently_are_kept_apart(tmp_path):
+    whole = results(study())
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    one.write_text(as_csv(rows_of(whole)))
+    moved = {name: score + 0.25 for name, score in whole.base.items()}
+    other.write_text(as_csv(rows_of(replace(whole, bases={"tiny": moved}))))
+    with pytest.raises(
+        ValueError, match=r"the base model scores .* in .*other.csv and .* in .*one"
+    ):
+        read_table(study(), one, [other])
+
+
 def test_a_report_out_of_a_table_leaves_out_what_a_table_does_not_say(tmp_path):
     spec = study()
     first = write_report(results(spec), tmp_path / "first")
-    second = report_study(spec, tmp_path / "second", table=first.folder / "results.csv")
+    second = report_study(spec, tmp_path / "second", table=[first.folder / "results.csv"])
     names = {path.name for path in second.folder.iterdir()}
     assert names == {path.name for path in first.folder.iterdir()}  # there were no runs either
     assert not names & {"costs.md", "equal-steps.md", "curves.svg"}
@@ -192,7 +227,7 @@ def test_a_report_out_of_a_table_needs_a_folder_of_its_own(tmp_path):
     file.write_text(as_csv(rows_of(results(study()))))
     spec = study(out=str(tmp_path / "study"))
     with pytest.raises(ValueError, match="give --out"):
-        report_study(spec, table=file)
+        report_study(spec, table=[file])
     assert not spec.folder.exists()
 
 
@@ -211,4 +246,4 @@ def test_a_table_in_which_nothing_has_ended_makes_no_report(tmp_path):
     text = as_csv(rows_of(results(study())))
     file.write_text("".join(line + "\n" for line in text.splitlines()[:3]))  # the missing cell
     with pytest.raises(ValueError, match=r"no cell of .*results\.csv has ended yet"):
-        report_study(study(), tmp_path / "out", table=file)
+        report_study(study(), tmp_path / "out", table=[file])

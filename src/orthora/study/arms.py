@@ -1,6 +1,7 @@
 """What a study compares: a method with all its settings but learning rate and seed.
 
 A first rate of adaptive-kl is a setting: were it picked like a fixed rate, there would be a sweep.
+So is the one reference of a matched rate; several are rates of one arm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,14 +23,15 @@ class Arm(NamedTuple):
             cells differ in it at all: ``lora, rank 1``.
         method: canonical name.
         rest: what the label says after the method.
-        adaptive: its learning rate follows the measured KL; it then has a first rate alone.
+        finds: how a run finds its learning rate where none is swept: ``adaptive-kl``, or ``match``,
+            the probe's; "" where rates are swept.
         settings: all in which cells of the study differ, with their values.
     """
 
     label: str
     method: str
     rest: str
-    adaptive: bool
+    finds: str
     settings: Mapping[str, Any]
 
 
@@ -39,19 +41,27 @@ def arms_of(spec: StudySpec, cells: Sequence[Cell]) -> dict[str, Arm]:
     keys = sorted({key for cell in cells for key in cell.settings} - {*_APART})
     values = {key: [_value(cell, key) for cell in cells] for key in keys}
     keys = [key for key in keys if any(one != values[key][0] for one in values[key])]
-    adaptive = [cell.get("schedule") == "adaptive-kl" for cell in cells]
-    several = len({_first(cell) for cell, follows in zip(cells, adaptive, strict=True) if follows})
-    found = {}
+    several = len({_first(cell) for cell in cells if _adaptive(cell)}) > 1
+    found, references = {}, {}
     for place, cell in enumerate(cells):
         own = {key: values[key][place] for key in keys}
         words = [_words(key, value) for key, value in own.items() if value != _value(base, key)]
-        if adaptive[place] and several > 1:
+        if _adaptive(cell) and several:
             own[_FROM] = _first(cell)
             words.append(f"from {_first(cell)}")
         rest = ", ".join(words)
         label = ", ".join(filter(None, (cell.method, rest)))
-        found[cell.name] = Arm(label, cell.method, rest, adaptive[place], own)
+        references.setdefault(label, set()).add(cell.get("learning_rate_match"))
+        found[cell.name] = Arm(label, cell.method, rest, "adaptive-kl" * _adaptive(cell), own)
+    for name, arm in found.items():
+        of = references[arm.label]
+        if not arm.finds and len(of) == 1 and None not in of:
+            found[name] = arm._replace(finds="match")
     return found
+
+
+def _adaptive(cell: Cell) -> bool:
+    return cell.get("schedule") == "adaptive-kl"
 
 
 _FROM = "first rate"
@@ -74,18 +84,26 @@ def reference_of(label: str, arms: Mapping[str, Arm], reference: str) -> str | N
 
 
 def fixed_partner(label: str, arms: Mapping[str, Arm]) -> str | None:
-    """Of an arm under adaptive-kl, the same method at fixed rates, constant ones if there are."""
+    """Of an arm that sweeps no rate, the same method at fixed ones, constant ones if there are."""
     own = arms[label]
-    gone = (_FROM, "schedule", "kl_")
+    gone = (_FROM, "learning_rate_match")
+    if own.finds == "adaptive-kl":
+        gone += ("schedule", "kl_")
     same = [
         one
         for one in arms.values()
-        if not one.adaptive
+        if not one.finds
         and one.method == own.method
         and _without(one, *gone) == _without(own, *gone)
     ]
-    same.sort(key=lambda one: one.settings.get("schedule", "constant") != "constant")
+    same.sort(key=_plainness)
     return next((one.label for one in same), None)
+
+
+def _plainness(arm: Arm) -> tuple[bool, bool]:
+    """Rates as given come first, then a constant schedule."""
+    other = arm.settings.get("schedule", "constant") != "constant"
+    return arm.settings.get("learning_rate_match") is not None, other
 
 
 def _without(arm: Arm, *gone: str) -> dict[str, Any]:
@@ -151,15 +169,18 @@ def _check_claim(claim: ClaimConfig, arms: Mapping[str, Arm], reference: str) ->
         raise ValueError("lower_kl is for 'order'; leave it out")
     if claim.than and claim.kind not in ("better", "worse", "stabler"):
         raise ValueError("than is for 'better', 'worse' and 'stabler'; leave it out")
-    if claim.kind == "stabler" and any(arms[name].adaptive for name in named):
-        raise ValueError("an arm under adaptive-kl has no sweep; compare it by 'better'")
+    if claim.kind == "stabler" and any(arms[name].finds for name in named):
+        word = next(arms[name].finds for name in named if arms[name].finds)
+        raise ValueError(f"an arm under {word} has no sweep; compare it by 'better'")
     if claim.kind == "stabler" and len(claim.than) != len(claim.methods):
         raise ValueError("it needs a partner in than for every method")
     if claim.kind in ("order", "equal") and len(claim.methods) < 2:
         raise ValueError("it needs two methods or more")
     for name in claim.methods:
-        if claim.kind == "no-sweep" and not arms[name].adaptive:
-            raise ValueError(f"it is about arms under adaptive-kl, and {name!r} is not one")
+        if claim.kind == "no-sweep" and not arms[name].finds:
+            raise ValueError(
+                f"it is about arms under adaptive-kl, or with one matched rate; {name!r} is none"
+            )
         if claim.kind == "no-sweep" and fixed_partner(name, arms) is None:
             raise ValueError(f"{name!r} has no partner at fixed rates")
         alone = claim.kind in ("better", "worse", "collapses") and not claim.than

@@ -52,9 +52,10 @@ class ReportOptions:
     """The study."""
     out: Path | None = None
     """Folder to write to; left out, report in the study's folder."""
-    table: Path | None = None
+    table: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """The results.csv of an earlier report, to read instead of the runs: all but training curves
-    and costs is made anew from it, in --out."""
+    and costs is made anew from it, in --out. Given again: tables, of other studies too, out of
+    which cells are filled in that the first has not."""
 
 
 def run_command(arguments: Sequence[str]) -> None:

@@ -45,10 +45,10 @@ class Comparisons:
         """Which end of the rates tried an arm's best one is; "" where it is none.
 
         ``highest``, ``lowest``, or ``only``: its best rate, or the one that most of its seeds were
-        scored at. A rate without scores was not tried. Adaptive-kl has no rates.
+        scored at. A rate without scores was not tried. Where none is swept there is no end.
         """
         rates, tuned = sorted(self._selection(label)), self.tuned[label]
-        if self.arms[label].adaptive or not rates:
+        if self.arms[label].finds or not rates:
             return ""
         most = {rate for rate, n in tuned.picks.items() if 2 * n > tuned.picks.total()}
         ends = {rates[0], rates[-1]} & {tuned.rate, *most}
@@ -56,9 +56,9 @@ class Comparisons:
             return ""
         return "only" if len(rates) == 1 else "highest" if rates[-1] in ends else "lowest"
 
-    def steered(self, *labels: str) -> bool:
-        """Whether an arm is under adaptive-kl, and has no rate that another could share."""
-        return any(self.arms[label].adaptive for label in labels)
+    def unswept(self, *labels: str) -> bool:
+        """Whether an arm finds its rate, by adaptive-kl or a match, and has none to share."""
+        return any(self.arms[label].finds for label in labels)
 
     @property
     def rates(self) -> list[float]:
@@ -68,7 +68,7 @@ class Comparisons:
     @property
     def fixed(self) -> list[str]:
         """Labels of the arms with fixed learning rates."""
-        return [arm.label for arm in self.arms.values() if not arm.adaptive]
+        return [arm.label for arm in self.arms.values() if not arm.finds]
 
     def at(self, label: str, rate: float, name: str | None = None) -> dict[int, Fraction]:
         """Scores of an arm at a rate, by seed.
@@ -132,9 +132,9 @@ class Comparisons:
     def shared(self, label: str, reference: str) -> dict[int, Record]:
         """An arm's cells at the rates that the reference picks, for each seed by the others.
 
-        None of an arm under adaptive-kl, or against such a reference.
+        None of an arm that finds its rate, or against such a reference.
         """
-        if self.steered(label, reference):
+        if self.unswept(label, reference):
             return {}
         rates = {s: one.cell.rate for s, one in self.tuned[reference].records.items()}
         own = self.cells[label]
@@ -147,9 +147,9 @@ class Comparisons:
     def sweep(self, label: str, than: str | None = None) -> dict[int, Fraction]:
         """Mean score by seed over all rates, or those that another arm has as well.
 
-        None of an arm under adaptive-kl, or beside one.
+        None of an arm that finds its rate, or beside one.
         """
-        if self.steered(*filter(None, (label, than))):
+        if self.unswept(*filter(None, (label, than))):
             return {}
         rates = [rate for rate in self.cells[label] if than is None or rate in self.cells[than]]
         table = [self.at(label, rate) for rate in rates]

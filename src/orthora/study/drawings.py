@@ -70,10 +70,12 @@ def tuned(found: Comparisons) -> Drawing:
 
 
 def curves(found: Comparisons) -> Drawing:
-    """Training accuracy at every arm's own best rate; under adaptive-kl in a panel of its own."""
+    """Training accuracy at every arm's own best rate; arms that sweep none in panels apart."""
     looks = _styles(found)
     sides = {"Fixed rates": found.fixed}
-    sides["adaptive-kl"] = [label for label in found.arms if label not in found.fixed]
+    for label, arm in found.arms.items():
+        if arm.finds:
+            sides.setdefault(_TITLES[arm.finds], []).append(label)
     panels = []
     for title, labels in sides.items():
         series = [_curve(label, looks[label], found) for label in labels]
@@ -100,6 +102,7 @@ def curves(found: Comparisons) -> Drawing:
 
 
 _BANDS = 6
+_TITLES = {"adaptive-kl": "adaptive-kl", "match": "Matched rates"}
 """Curves beyond which bands hide more than they show."""
 
 

@@ -98,7 +98,7 @@ def _collapses(claim: ClaimConfig, found: Comparisons) -> Judged:
 def _falls_alone(found: Comparisons, name: str, rate: float) -> bool:
     """Whether most runs of a method collapse at a rate at which most of its reference's do not."""
     than = found.reference_of(name)
-    if than is None or found.steered(name, than) or rate not in found.cells[than]:
+    if than is None or found.unswept(name, than) or rate not in found.cells[than]:
         return False
     (a, n), (b, m) = (found.collapse_counts(label, [rate]) for label in (name, than))
     return min(n, m) >= FEWEST and 2 * a > n and 2 * b < m

@@ -1,4 +1,4 @@
-"""How a claim is judged that adaptive-kl needs no sweep of the learning rate."""
+"""How a claim is judged that adaptive-kl, or a matched rate, needs no sweep."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from orthora.study.wording import difference_text, estimate_text
 
 
 def no_sweep(claim: ClaimConfig, found: Comparisons) -> Judged:
-    """Adaptive-kl, without a choice, is within the margin of the swept best, or above."""
+    """What finds a rate, without a choice, is within the margin of the swept best, or above."""
     partners = {label: fixed_partner(label, found.arms) for label in claim.methods}
     pairs = [(label, partner) for label, partner in partners.items() if partner]
     margin = found.results.spec.margin
@@ -29,7 +29,7 @@ def no_sweep(claim: ClaimConfig, found: Comparisons) -> Judged:
 
 
 def _together(pairs: Sequence[tuple[str, str]], found: Comparisons) -> list[str]:
-    """All adaptive runs together against the swept best of each method, by seed; the lowest run."""
+    """All such runs together against the swept best of each method, by seed; the lowest run."""
     table = [tuple(map(found.tuned.get, pair)) for pair in pairs]
     sides = [(one.scores, other.scores) for one, other in table if one and other]
     seeds = sorted(set.intersection(*({*one} & {*other} for one, other in sides))) if sides else []
@@ -47,7 +47,7 @@ def _together(pairs: Sequence[tuple[str, str]], found: Comparisons) -> list[str]
 
 
 def _against_shared(names: Sequence[str], found: Comparisons) -> list[str]:
-    """All adaptive runs together against every fixed rate that all methods share, by seed."""
+    """All such runs together against every fixed rate that all methods share, by seed."""
     partners = [label for name in names if (label := fixed_partner(name, found.arms))]
     if len(partners) != len(names):
         return []

@@ -1,5 +1,6 @@
 """What a study says: tables, figures, verdicts, and one page with all of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -39,7 +40,10 @@ class StudyReport:
 
 
 def report_study(
-    spec: StudySpec, out: Path | None = None, date: str | None = None, table: Path | None = None
+    spec: StudySpec,
+    out: Path | None = None,
+    date: str | None = None,
+    table: Sequence[Path] = (),
 ) -> StudyReport:
     """Read what there is of a study and write ``results.csv``, tables, figures and the page.
 
@@ -49,7 +53,8 @@ def report_study(
         spec: the study.
         out: folder to write to; ``report`` in the study's if left out.
         date: on the page; today in UTC if left out.
-        table: ``results.csv`` of an earlier report, to read instead of the runs.
+        table: ``results.csv`` of an earlier report, to read instead of the runs; after it others,
+            out of which cells are filled in that it has not.
 
     Raises:
         ValueError: if there is no cell that has ended, a file is corrupt, or there is a table
@@ -57,9 +62,9 @@ def report_study(
     """
     if table and out is None:
         raise ValueError("give --out: a report out of a table does not go into the study's folder")
-    results = read_table(spec, table) if table else load_results(spec)
+    results = read_table(spec, table[0], table[1:]) if table else load_results(spec)
     if not any(one.state != "missing" for one in results.records):
-        where = table or spec.folder
+        where = ", ".join(map(str, table or [spec.folder]))
         raise ValueError(f"no cell of {where} has ended yet; orthora study run goes on")
     return write_report(results, out or spec.folder / "report", date)
 

@@ -2,7 +2,8 @@
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,7 +27,7 @@ _TRUTHS = {"True": True, "False": False}
 Row = Mapping[str, str]
 
 
-def read_table(spec: StudySpec, file: Path) -> Results:
+def read_table(spec: StudySpec, file: Path, more: Sequence[Path] = ()) -> Results:
     """What `orthora.study.results.rows_of` wrote, as results again.
 
     Scores come back exactly, and with them every table of scores and every verdict. Not in the
@@ -37,11 +38,30 @@ def read_table(spec: StudySpec, file: Path) -> Results:
     Args:
         spec: the study that the table is of; its grid may have grown since.
         file: ``results.csv``.
+        more: tables, of other studies too, out of which cells are filled in that ``file`` has not;
+            the first that has one counts.
 
     Raises:
         ValueError: naming the file, and what is wrong, if it is no such table or another study's,
-            or if the study has several base models, whose scores a table does not keep apart.
+            if one of ``more`` scores the base model differently, or if the study has several base
+            models, whose scores a table does not keep apart.
     """
+    found = _read(spec, file)
+    for other in more:
+        theirs = _read(spec, other, whole=False)
+        if theirs.bases != found.bases:
+            raise ValueError(
+                f"the base model scores {theirs.base} in {other} and {found.base} in {file}; give "
+                "tables of one model and one evaluation"
+            )
+        both = zip(found.records, theirs.records, strict=True)
+        records = [b if a.state == "missing" else a for a, b in both]
+        found = replace(found, records=records)
+    return found
+
+
+def _read(spec: StudySpec, file: Path, whole: bool = True) -> Results:
+    """Out of one table, all of it or only the cells that the study has."""
     cells = plan(spec)
     models = list(dict.fromkeys(cell.settings["model"] for cell in cells))
     if len(models) > 1:
@@ -58,7 +78,7 @@ def read_table(spec: StudySpec, file: Path) -> Results:
             records.append(_record(spec, cell, arms[cell.name], row))
         except ValueError as error:
             raise ValueError(f"{file}: {cell.name}: {error}") from error
-    if rows:
+    if rows and whole:
         name = next(iter(rows.values()))["cell"]
         raise ValueError(
             f"{file} has {name!r}, which is no cell of {spec.name}; give the table and the study "

@@ -25,8 +25,8 @@ class ClaimConfig(Strict):
     """``worse``, ``better``: every one of ``methods`` against ``than``. ``order``: the first of
     ``methods`` is above the last, and each at least as good as the next. ``collapses``: most runs
     end below half the base. ``stabler``: each of ``methods`` against its partner in ``than``, over
-    the whole sweep. ``equal``: ``methods`` at their own best rates. ``no-sweep``: adaptive-kl
-    against the swept best of the same method."""
+    the whole sweep. ``equal``: ``methods`` at their own best rates. ``no-sweep``: adaptive-kl,
+    or one matched rate, against the swept best of the same method."""
     methods: Names
     """Arms of the study: a method, or ``method, setting`` as its tables have them."""
     than: list[str] = Field(default_factory=list)

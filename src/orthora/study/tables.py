@@ -15,6 +15,7 @@ from orthora.study.results import Results
 from orthora.study.view import duration
 
 _DASH = "–"
+_FOUND = {"adaptive-kl": "follows the KL", "match": "matched"}
 _INTERVALS = "Brackets: 95 % t interval over seeds."
 
 
@@ -47,7 +48,11 @@ def best_rates(found: Comparisons) -> TextTable:
         kl = [one.numbers["kl_base"] for one in tuned.records.values()]
         known = [value for value in kl if value is not None]
         cells = (
-            *(("follows the KL", _DASH) if found.arms[label].adaptive else (best, picks or _DASH)),
+            *(
+                (_FOUND[finds], _DASH)
+                if (finds := found.arms[label].finds)
+                else (best, picks or _DASH)
+            ),
             of_estimate(estimate([*tuned.scores.values()])),
             *_difference(family.get(label)),
             f"{math.fsum(known) / len(known):.3g}" if known else _DASH,
