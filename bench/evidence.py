@@ -21,11 +21,12 @@ import kl_share
 import overhead
 import steer
 
-from orthora.watch import DEFAULT, Alarm, alarms, parse
+from orthora.watch import alarms, rules_of
 
 Run = dict[str, Any]
 SEEDS = 5
 FALL, WINDOW, GOOD = 0.75, 5, 0.9
+RULES = [str(rule) for rule in rules_of(["default"])]
 
 
 def score(run: Run, mark: int) -> float:
@@ -76,26 +77,35 @@ def fall_of(run: Run) -> int | None:
     return len(rates) + 1 if run["failure"] else None
 
 
-def first_alarms(run: Run) -> list[Alarm]:
-    """The first alarm of each of the default rules."""
+def first_alarms(run: Run) -> dict[str, int]:
+    """The step at which each of the default rules first barked, by the rule."""
     series = run["series"]
     steps = len(series["pass_rate"])
     rows = [
         {"step": i + 1} | {key: values[i] for key, values in series.items()} for i in range(steps)
     ]
-    rules = [rule for text in DEFAULT for rule in parse(text)]
-    first: dict[str, Alarm] = {}
+    target = run["settings"].get("kl_target") if steered(run) else None
+    names = {
+        str(rule): name for rule, name in zip(rules_of(["default"], target), RULES, strict=True)
+    }
+    first: dict[str, int] = {}
     for end in range(1, steps + 1):
-        for alarm in alarms(rules, rows[:end]):
-            first.setdefault(alarm.rule, alarm)
-    return list(first.values())
+        for alarm in alarms(rules_of(["default"], target), rows[:end]):
+            first.setdefault(names[alarm.rule], alarm.step)
+    return first
+
+
+def steered(run: Run) -> bool:
+    """Whether its learning rate follows the KL."""
+    return run["settings"].get("schedule") == "adaptive-kl"
 
 
 def judged(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
     """How each run went, when its reward fell, and when each rule barked first.
 
     ``fell``: see `fall_of`. Of the others, ``good`` ends within a tenth of the best run of its
-    method and seed, and ``below`` does not.
+    method and seed, and ``below`` does not; those under adaptive-kl, which takes back what goes far
+    beyond its target, are told apart.
     """
     mark = steer.MARKS[-1]
     best: dict[tuple[str, int], float] = {}
@@ -107,22 +117,25 @@ def judged(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
         share = score(run, mark) / best[run["settings"]["method"], run["settings"]["seed"]]
         fall = fall_of(run)
         kind = "fell" if fall else "good" if share >= GOOD else "below"
-        barks = {alarm.rule: alarm.step for alarm in first_alarms(run)}
-        found.append({"name": run["name"], "kind": kind, "fall": fall, "alarms": barks})
+        kind += ", adaptive-kl" * steered(run)
+        found.append({"name": run["name"], "kind": kind, "fall": fall, "alarms": first_alarms(run)})
     return found
 
 
 def watchdog(runs: Mapping[str, Run]) -> list[str]:
     """How often each rule barks, by how the runs went, and how long before the reward falls."""
     found = judged(runs)
-    counts = {kind: sum(one["kind"] == kind for one in found) for kind in ("good", "below", "fell")}
+    kinds = [
+        f"{kind}{more}" for more in ("", ", adaptive-kl") for kind in ("good", "below", "fell")
+    ]
+    counts = {kind: sum(one["kind"] == kind for one in found) for kind in kinds}
+    counts = {kind: count for kind, count in counts.items() if count}
     heads = [f"{count} {kind}" for kind, count in counts.items()]
     lines = [
         f"| rule | {' | '.join(heads)} | steps before the fall |",
-        "| --- | --- | --- | --- | --- |",
+        f"| --- |{' --- |' * len(heads)} --- |",
     ]
-    rules = [str(rule) for text in DEFAULT for rule in parse(text)]
-    for rule in [*rules, "any of them"]:
+    for rule in [*RULES, "any of them"]:
         barks = dict.fromkeys(counts, 0)
         leads = []
         for one in found:
@@ -142,6 +155,7 @@ def figure(found: Evidence, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = path.name  # the same bits each time
     from matplotlib import pyplot
 
     from orthora.figures import DEFAULT_STYLE, METHOD_COLOURS

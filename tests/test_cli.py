@@ -1,12 +1,14 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 from orthora import methods
 from orthora.cli import COMMANDS, main
 from orthora.config import TrainConfig
+from orthora.flags import config_of_flags
 
 
 def run(capsys, *arguments):
@@ -111,3 +113,54 @@ def test_flags_override_the_file_and_the_result_lands_on_disk(capsys, tmp_path):
     )
     assert code == 0, err
     assert "pass@1" in text
+
+
+MATCHED = 'learning_rate = "match-kl:lora@1e-3"\nwatch = ["default", "entropy > 9"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "rate", "match"),
+    [
+        (MATCHED, [], 1e-3, "kl:lora@0.001"),
+        ("", ["--learning-rate", "match-norm:lora@1e-5"], 1e-5, "norm:lora@1e-05"),
+        (MATCHED, ["--learning-rate", "2e-4"], 2e-4, None),
+        ("learning_rate = 1e-4", ["--learning-rate", "2e-4"], 2e-4, None),
+    ],
+)
+def test_a_learning_rate_is_a_number_or_a_match(text, flags, rate, match, tmp_path, recwarn):
+    file = tmp_path / "mine.toml"
+    file.write_text(f'model = "tiny"\nout = "x"\ntask = "arithmetic"\n{text}')
+    config = config_of_flags(TrainConfig, ["--config", str(file), *flags], "train")
+    assert (config.learning_rate, config.learning_rate_match) == (rate, match)
+    assert config.watch == (("default", "entropy > 9") if text == MATCHED else ("default",))
+    assert not recwarn.list  # a list in a file is no mistake
+
+
+def test_a_learning_rate_that_is_neither_is_one_line(capsys):
+    code, _, err = run(capsys, "train", "--config", "tiny", "--out", "x", "--learning-rate", "fast")
+    assert code == 2
+    assert "learning_rate" in err
+    assert err.count("\n") == 1
+
+
+def test_a_warning_of_ours_is_one_line_without_its_place_in_the_code(capsys, tmp_path, monkeypatch):
+    from orthora.adapters import structures
+
+    def warn(arguments):
+        warnings.warn_explicit("watch out", UserWarning, structures.__file__, 1)
+        warnings.warn_explicit("deprecated", UserWarning, "/elsewhere/other.py", 1)
+
+    monkeypatch.setitem(COMMANDS, "methods", warn)
+    before = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", _printed)
+        code, _, err = run(capsys, "methods")
+    assert code == 0
+    assert err == "watch out\n/elsewhere/other.py: UserWarning: deprecated\n"
+    assert warnings.formatwarning is before
+
+
+def _printed(message, category, filename, lineno, file=None, line=None):
+    """As Python does outside pytest."""
+    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))

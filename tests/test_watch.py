@@ -5,7 +5,7 @@ import math
 import pytest
 
 from orthora.config import TrainConfig, build
-from orthora.watch import DEFAULT, SETTLED, WINDOW, Rule, alarms, parse
+from orthora.watch import DEFAULT, NOT_FINITE, SETTLED, WINDOW, Rule, alarms, parse, rules_of
 
 
 def rows(*values, metric="entropy"):
@@ -27,6 +27,8 @@ def fired(text, table) -> list[int]:
         ("grad_norm > 10x for 2", Rule("grad_norm", True, 10.0, True, 2)),
         ("grad_norm/q_proj > 3x", Rule("grad_norm/q_proj", True, 3.0, True)),
         (" reward < -0.5 for 12 ", Rule("reward", False, -0.5, False, 12)),
+        ("grad_norm/Wqkv > 3 x", Rule("grad_norm/Wqkv", True, 3.0, True)),
+        ("entropy < 1E-3", Rule("entropy", False, 1e-3)),
     ],
 )
 def test_rules_are_read_and_written(text, rule):
@@ -48,6 +50,11 @@ def test_the_default_is_a_set_of_rules_that_is_written_as_it_is_read():
         ("entropy < 1..2", "METRIC > VALUE"),
         ("entropy < 1 for 0", "at least 1 step"),
         ("", "METRIC > VALUE"),
+        ("reward < 0.5x", "median that may be negative"),
+        ("kl_update_k1 > 5x for 2", "median that may be negative"),
+        ("grad_norm > -2x", "not above 0"),
+        ("entropy < 0x", "not above 0"),
+        ("grad_norm/ > 1", "no metric"),
     ],
 )
 def test_a_bad_rule_is_one_line_with_the_remedy(text, words):
@@ -88,3 +95,54 @@ def test_a_missing_value_breaks_no_rule_and_one_that_is_no_number_breaks_all():
     assert fired("entropy > 2", rows(1, math.nan)) == [2]
     assert fired("entropy < 2", rows(3, math.inf)) == [2]
     assert fired("grad_norm > 2", rows(3, 3)) == []
+
+
+def test_a_step_that_was_taken_back_says_nothing_of_the_policy():
+    table = rows(1.0, 1.0, 1.0, metric="kl_update_k3")
+    assert fired("kl_update_k3 > 0.02 for 2", table) == [2]
+    undone = [row | {"undone": int(row["step"] != 3)} for row in table]
+    assert fired("kl_update_k3 > 0.02 for 2", undone) == []
+    assert fired("kl_update_k3 > 0.02", undone) == [3]
+    assert fired("grad_norm > 0.5", [row | {"grad_norm": 1.0} for row in undone]) == [1]
+
+
+def test_what_was_no_number_is_told_of_by_the_row_that_a_file_holds():
+    """JSON has no NaN: a resumed run must see what the unbroken one saw."""
+    table = [*rows(1.0, 1.0), {"step": 3, "entropy": None, NOT_FINITE: ["entropy"]}]
+    assert fired("entropy > 2", table) == [3]
+    assert fired("entropy > 2x", table) == [3]
+    assert math.isnan(alarms(parse("entropy > 2"), table)[0].value)
+    assert fired("loss > 2", table) == []
+
+
+@pytest.mark.parametrize(("target", "limit"), [(None, 0.02), (2e-3, 0.02), (1e-2, 0.1)])
+def test_under_adaptive_kl_the_default_barks_at_ten_times_its_target(target, limit):
+    default, own = rules_of(["default"], target), rules_of(["kl_update_k3 > 0.5"], target)
+    assert [r.value for r in default if r.metric == "kl_update_k3"] == pytest.approx([limit])
+    assert default[1:] == list(parse("default"))[1:]
+    assert own == list(parse("kl_update_k3 > 0.5"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"watch": [], "watch_action": "stop"}, "needs a rule; set watch"),
+        ({"watch": ["head_energy > 0.5"], "geometry": False}, "needs geometry"),
+        ({"watch": ["head_energy > 0.5"], "head_rank": 0}, "head_rank above 0"),
+        ({"watch": ["delta_norm > 0.5"], "method": "dora"}, "a method that moves by B A"),
+        ({"watch": ["kl_base_k1 > 1"], "kl_base_share": 0}, "kl_base_share above 0"),
+        ({"watch": ["kl_update_k3 > 1"], "kl_update_share": 0}, "kl_update_share above 0"),
+        ({"watch": ["undone > 0"]}, "adaptive-kl"),
+        ({"watch": ["entropy > 3 for 9"], "steps": 8}, "more steps than the run has, 8"),
+    ],
+)
+def test_a_rule_that_can_never_fire_is_refused(changes, remedy):
+    config = {"model": "tiny", "out": "x", "task": "arithmetic"} | changes
+    with pytest.raises(ValueError, match=remedy) as error:
+        build(TrainConfig, config)
+    assert "\n" not in str(error.value)
+
+
+def test_one_rule_needs_no_list():
+    config = {"model": "tiny", "out": "x", "task": "arithmetic", "watch": "default"}
+    assert build(TrainConfig, config).watch == ("default",)

@@ -3,7 +3,11 @@
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from orthora.commands import COMMANDS
 from orthora.signals import terminable
@@ -41,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"orthora {__version__}")
         return 0
     command, rest = arguments[0], arguments[1:]
-    with terminable(_GO_ON.get(command, "")) as settle:
+    with _short_warnings(), terminable(_GO_ON.get(command, "")) as settle:
         try:
             return _run(command, rest)
         except (ValueError, OSError) as error:
@@ -54,6 +58,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settle()
             print(f"orthora {command}: {str(error) or _stopped(command)}", file=sys.stderr)
             return 130
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Inside, a warning is one line; our own without the place in the code."""
+    before, package = warnings.formatwarning, str(Path(__file__).parent)
+
+    def one_line(message: Warning | str, category: Any, filename: str, *_: Any, **__: Any) -> str:
+        place = "" if filename.startswith(package) else f"{filename}: {category.__name__}: "
+        return f"{place}{message}\n"
+
+    warnings.formatwarning = one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 _AGAIN = "the same command goes on"

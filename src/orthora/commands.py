@@ -141,18 +141,23 @@ def _train(arguments: list[str]) -> None:
 def _probe(arguments: list[str]) -> None:
     """Compare methods by one training step."""
     from orthora.config import ProbeConfig
-    from orthora.store import write_json
+    from orthora.store import check_new_file, write_json
 
     config = config_of_flags(ProbeConfig, arguments, "probe")
-    if config.json_out and Path(config.json_out).exists():
-        raise ValueError(f"{config.json_out} exists; choose another file, or remove it")
+    if config.json_out:
+        check_new_file(config.json_out)
     quiet_libraries()
     from orthora.train.probing import as_json, probe, table
 
+    found: list[Any] = []
+
     def told(one: Any) -> None:
         print(f"{one.method}: {len(one.trials)} trials", file=sys.stderr, flush=True)
+        found.append(one)
+        if config.json_out:  # what is known so far
+            write_json(config.json_out, as_json(found))
 
-    found = probe(
+    probe(
         config.run(),
         config.methods,
         target_kl=config.target_kl,
@@ -163,8 +168,6 @@ def _probe(arguments: list[str]) -> None:
     from rich.console import Console
 
     Console().print(table(found))
-    if config.json_out:
-        write_json(config.json_out, as_json(found))
 
 
 def _theory(arguments: list[str]) -> None:

@@ -9,5 +9,9 @@ class NotFinite(TrainingFailed):
     """A loss, a gradient, or the policy's logits or scores are NaN or infinite."""
 
 
+class TooFar(TrainingFailed):
+    """Every step moves the policy too far, however small the learning rate may be."""
+
+
 class NoSignal(TrainingFailed):
     """There is nothing to learn from: all answers of nearly every group are right, or all wrong."""

@@ -27,14 +27,20 @@ def config_of_flags(kind: type[Any], arguments: list[str], command: str) -> Any:
             rest = arguments[:index] + arguments[index + (1 if inline else 2) :]
             table = read_toml(name)
             break
-    build(kind, _required(kind, table) | table)  # mistakes in the file, before those in the flags
+    # Mistakes in the file, before those in the flags.
+    built = build(kind, _required(kind, table) | table)
+    short = getattr(kind, "flag_types", {})
     defaults = {
-        name: table.get(name, tyro.MISSING if info.is_required() else info.get_default())
+        name: tyro.MISSING if info.is_required() else info.get_default()
         for name, info in kind.model_fields.items()
     }
+    defaults |= {name: table[name] if name in short else getattr(built, name) for name in table}
     # The same fields without the cross-field checks, so that `build` alone words every mistake.
     fields: dict[str, Any] = {
-        name: (info.annotation, Field(defaults[name], description=info.description))
+        name: (
+            short.get(name, info.annotation),
+            Field(defaults[name], description=info.description),
+        )
         for name, info in kind.model_fields.items()
     }
     note = "--config FILE reads a TOML file or preset; flags override it."

@@ -30,6 +30,29 @@ def write_atomic(path: str | Path, text: str) -> Path:
     return Path(path)
 
 
+def check_new_file(path: str | Path) -> None:
+    """A file can be written here at the end of long work.
+
+    Raises:
+        ValueError: if it is there already, or its folder can't be written to.
+    """
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"{path} exists; choose another file, or remove it")
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """The nearest existing parent of a path is a folder that can be written to.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    parent = next(above for above in (path, *path.absolute().parents) if above.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"can't create {path}: {parent} is not a folder that can be written to")
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary file that takes the place of ``path``, safe on the disk, if the block succeeds.

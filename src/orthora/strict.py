@@ -3,6 +3,7 @@
 import difflib
 import json
 import tomllib
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
@@ -110,17 +111,18 @@ def _plain(item: Any) -> str:
     return f"{key}: {message[0].lower()}{message[1:]}{value}"
 
 
-def differences(before: dict[str, Any], now: Strict) -> str:
-    """The settings that are not what they were, with both values; "" if none but ``out`` is.
+def differences(before: dict[str, Any], now: Strict, free: Collection[str] = ("out",)) -> str:
+    """The settings that are not what they were, with both values; "" if there are none.
 
     Args:
         before: the config as it was, as JSON; what it lacks came later, and was its default.
         now: the config.
+        free: settings that don't count.
     """
     fields = type(now).model_fields.items()
     defaults = {key: info.get_default() for key, info in fields if not info.is_required()}
     old, new = json.loads(json.dumps(defaults)) | before, now.model_dump(mode="json")
-    keys = [key for key in new | old if old.get(key) != new.get(key) and key != "out"]
+    keys = [key for key in new | old if old.get(key) != new.get(key) and key not in free]
     return ", ".join(f"{key} ({old.get(key)!r} then, {new.get(key)!r} now)" for key in keys)
 
 

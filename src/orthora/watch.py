@@ -2,7 +2,8 @@
 
 A rule is text: ``METRIC > VALUE`` or ``METRIC < VALUE``. With ``x`` after the value it is relative
 to the metric's own median over the steps before (``grad_norm > 10x``), and with ``for N`` it must
-hold on N steps in a row. When a rule fires is a pure function of the rows.
+hold on N steps in a row. When a rule fires is a pure function of the rows. A step that adaptive-kl
+has taken back says nothing of the policy: what its updates did does not count.
 """
 
 import difflib
@@ -10,7 +11,7 @@ import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 WINDOW = 20  # steps, before those that a relative rule judges, that it compares with
@@ -24,8 +25,20 @@ WATCHED = (
 )  # fmt: skip
 """Metrics that rules may name."""
 
+SIGNED = ("kl_update_k1", "kl_base_k1", "reward", "penalty", "loss")
+"""Those that may be negative, of which a multiple of the median says nothing."""
+BY_KIND = ("grad_norm/", "update_norm/")
+"""What metrics by kind of module begin with."""
+NOT_FINITE = "not_finite"
+"""Key of a row's list of metrics that were NaN or infinite, which JSON can't hold."""
+_TAKEN_BACK = ("kl_update_", "update_norm")
+
+FAR = 10.0
+"""Multiple of the KL of an update, in runs that learn well, at which ``default`` barks."""
+_HEALTHY = 2e-3  # nats per token
+
 DEFAULT = (
-    "kl_update_k3 > 0.02 for 2",
+    f"kl_update_k3 > {FAR * _HEALTHY:g} for 2",
     "kl_base_k1 > 1.0",
     "grad_norm > 10x for 2",
     "entropy > 3x for 2",
@@ -35,7 +48,7 @@ DEFAULT = (
 )
 """Rules of ``default``; docs/watchdog.md has how often they cry wolf."""
 
-_FORM = re.compile(r"\s*([a-z_0-9/]+)\s*([<>])\s*([-+0-9.e]+)(x?)(?:\s+for\s+([0-9]+))?\s*")
+_FORM = re.compile(r"\s*([A-Za-z_0-9/.]+)\s*([<>])\s*([-+0-9.eE]+)\s*(x?)(?:\s+for\s+([0-9]+))?\s*")
 
 
 @dataclass(frozen=True)
@@ -68,20 +81,27 @@ class Rule:
         """
         if len(rows) < self.steps:
             return False
-        threshold = self.value
+        threshold: float | None = self.value
         if self.relative:
-            before = rows[-WINDOW - self.steps : -self.steps]
-            known = [row[self.metric] for row in before if _finite(row.get(self.metric))]
-            if len(known) < SETTLED:
-                return False
-            threshold *= statistics.median(known)
-        return all(self._breaks(row.get(self.metric), threshold) for row in rows[-self.steps :])
+            values = map(self.value_in, rows[-WINDOW - self.steps : -self.steps])
+            known = [value for value in values if value is not None and math.isfinite(value)]
+            settled = len(known) >= SETTLED
+            threshold = self.value * statistics.median(known) if settled else None
+        return all(self._breaks(self.value_in(row), threshold) for row in rows[-self.steps :])
 
-    def _breaks(self, value: Any, threshold: float) -> bool:
+    def value_in(self, row: Mapping[str, Any]) -> float | None:
+        """The metric of a step; None where it is not known, NaN where it was no number."""
+        if row.get("undone") and self.metric.startswith(_TAKEN_BACK):
+            return None
+        return math.nan if self.metric in row.get(NOT_FINITE, ()) else row.get(self.metric)
+
+    def _breaks(self, value: float | None, threshold: float | None) -> bool:
         if value is None:
             return False
         if not math.isfinite(value):
             return True
+        if threshold is None:
+            return False
         return value > threshold if self.above else value < threshold
 
 
@@ -94,7 +114,7 @@ class Alarm:
         since: first of them.
         rule: as text.
         metric: that it names.
-        value: at ``step``.
+        value: at ``step``; NaN if it was no number.
     """
 
     step: int
@@ -111,7 +131,8 @@ def parse(text: str) -> tuple[Rule, ...]:
     """One rule, or those of ``default``.
 
     Raises:
-        ValueError: for an unknown metric, naming near ones, or another form.
+        ValueError: for an unknown metric, naming near ones, another form, or a multiple of a median
+            that says nothing.
     """
     if text.strip() == "default":
         return tuple(rule for one in DEFAULT for rule in parse(one))
@@ -126,14 +147,41 @@ def parse(text: str) -> tuple[Rule, ...]:
             "(x: times the metric's median so far), or 'default'"
         )
     metric = found[1]
-    if metric not in WATCHED and not metric.startswith(("grad_norm/", "update_norm/")):
+    if metric not in WATCHED and not (metric.startswith(BY_KIND) and metric.rpartition("/")[2]):
         near = difflib.get_close_matches(metric, WATCHED, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(WATCHED)}"
         raise ValueError(f"watch rule {text!r} names no metric of a step; {hint}")
     steps = int(found[5] or 1)
     if steps < 1:
         raise ValueError(f"watch rule {text!r} must hold for at least 1 step")
-    return (Rule(metric, found[2] == ">", value, found[4] == "x", steps),)
+    relative = found[4] == "x"
+    if relative and metric in SIGNED:
+        raise ValueError(
+            f"watch rule {text!r} is relative to a median that may be negative; give {metric} a "
+            "value, without x"
+        )
+    if relative and value <= 0:
+        raise ValueError(f"watch rule {text!r} has a factor that is not above 0")
+    return (Rule(metric, found[2] == ">", value, relative, steps),)
+
+
+def rules_of(texts: Sequence[str], kl_target: float | None = None) -> list[Rule]:
+    """The rules of a run.
+
+    Args:
+        texts: as in its config.
+        kl_target: of adaptive-kl, None without it; ``default`` barks at ten times that KL.
+
+    Raises:
+        ValueError: see `parse`.
+    """
+    rules = [(text.strip() == "default", rule) for text in texts for rule in parse(text)]
+    return [
+        replace(rule, value=FAR * kl_target)
+        if default and rule.metric == "kl_update_k3" and kl_target is not None
+        else rule
+        for default, rule in rules
+    ]
 
 
 def alarms(rules: Sequence[Rule], rows: Sequence[Mapping[str, Any]]) -> list[Alarm]:
@@ -149,12 +197,9 @@ def alarms(rules: Sequence[Rule], rows: Sequence[Mapping[str, Any]]) -> list[Ala
             since=int(rows[-rule.steps]["step"]),
             rule=str(rule),
             metric=rule.metric,
-            value=float(rows[-1][rule.metric]),
+            value=float(value),
         )
         for rule in rules
         if rule.fires(rows) and not rule.fires(rows[:-1])
+        if (value := rule.value_in(rows[-1])) is not None
     ]
-
-
-def _finite(value: Any) -> bool:
-    return value is not None and math.isfinite(value)

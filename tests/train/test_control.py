@@ -11,7 +11,7 @@ import torch
 
 import orthora
 from orthora.config import read_toml
-from orthora.train.control import Law, Setting, decide
+from orthora.train.control import Law, Setting, decide, law_of
 from orthora.train.optimizers import set_learning_rate
 from orthora.train.snapshot import Snapshot
 
@@ -82,10 +82,49 @@ def test_a_kl_that_is_no_number_lowers_the_learning_rate_and_never_enters_the_me
     assert kept.setting == Setting(1e-3 / 1.3, None)
 
 
-@pytest.mark.parametrize("kl", [None, 0.0])
-def test_nothing_moved_and_nothing_follows(kl):
+def test_nothing_measured_and_nothing_follows():
     setting = Setting(1e-3, 7.0)
-    assert decide(LAW, setting, kl, 3).setting == setting
+    assert decide(LAW, setting, None, 3).setting == setting
+
+
+def test_a_step_too_small_to_change_a_number_is_followed_by_a_larger_one():
+    found = decide(LAW, Setting(1e-9, None), 0.0, 3)
+    assert found.setting == Setting(1.3e-9, None)
+    assert not found.undo
+
+
+@pytest.mark.parametrize("kl", [0.0, 1e-12, LAW.target, 9 * LAW.target])
+def test_without_a_signal_the_setting_is_held_whatever_the_kl(kl):
+    setting = Setting(1e-3, 7.0)
+    assert decide(LAW, setting, kl, 3, signal=False).setting == setting
+    assert decide(LAW, setting, kl, 3).setting != setting
+
+
+@pytest.mark.parametrize("kl", [11 * LAW.target, math.nan])
+def test_what_goes_too_far_without_a_signal_is_undone_all_the_same(kl):
+    assert decide(LAW, Setting(1e-3), kl, 3, signal=False) == decide(LAW, Setting(1e-3), kl, 3)
+
+
+def test_steps_undone_at_the_lowest_learning_rate_are_counted_until_one_is_not():
+    law = replace(LAW, bounds=(1e-3, 1e-1))
+    setting, stuck = Setting(5e-3), []
+    for kl in (1.0, 1.0, 1.0, 1e-3, 1.0):
+        setting = decide(law, setting, kl, 1).setting
+        stuck.append(setting.stuck)
+    assert stuck == [0, 1, 2, 0, 0]  # the fourth step raised the rate
+
+
+@pytest.mark.parametrize("rule", ["sqrt", "step"])
+def test_what_a_rollback_leaves_of_the_rate_is_what_the_law_then_holds(rule):
+    config = orthora.TrainConfig(
+        **(read_toml("tiny") | SMALL | {"out": "x", "kl_rule": rule, "kl_undo": 0.0})
+    )
+    full, half = law_of(config), law_of(config, 0.5)
+    assert full is not None
+    assert half is not None
+    assert half.target == full.target / 4
+    whole = follow(full, 1e-3, lambda _: 2e3, 40)[-1].lr
+    assert follow(half, 5e-4, lambda _: 2e3, 40)[-1].lr == pytest.approx(whole / 2)
 
 
 def test_the_bounds_hold_and_say_so():
@@ -175,6 +214,33 @@ def test_a_first_step_that_breaks_the_policy_is_taken_back(tmp_path):
     assert abs(rows[1]["kl_base_k3"]) < 1e-9
 
 
+def test_a_step_that_is_taken_back_has_moved_nothing(tmp_path):
+    rows = run(tmp_path / "run", steps=2, learning_rate=1e-2, method="pissa")
+    assert rows[0]["undone"]
+    assert rows[0]["first_update_norm"] > 0
+    moved = {key: rows[0][key] for key in rows[0] if key.startswith(("update_norm", "delta_norm"))}
+    assert moved
+    assert set(moved.values()) == {0.0}
+
+
+def test_rollouts_without_a_signal_leave_the_learning_rate_alone(tmp_path):
+    """Or it climbs by 1.3 a step, until the first rollout with a signal destroys the policy."""
+    config = read_toml("tiny") | SMALL | {"steps": 3, "learning_rate": 1e-3, "patience": 0}
+    out = tmp_path / "run"
+    orthora.train(config | {"out": str(out)}, reward=lambda *_: 1.0, progress=False)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["groups_without_signal"] for row in rows] == [1.0] * 3
+    assert [row["lr"] for row in rows] == [1e-3] * 3
+
+
+def test_a_run_whose_steps_all_go_too_far_ends(tmp_path):
+    config = {"learning_rate": 3e-2, "method": "pissa", "kl_lr_bounds": (3e-2, 0.1), "watch": []}
+    with pytest.raises(ValueError, match=r"5 steps in a row .*0.03.* lower kl_lr_bounds"):
+        run(tmp_path / "run", steps=9, **config)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], result["ended_by_training"]) == ("failed", True)
+
+
 @pytest.mark.parametrize("method", ["pissa", "adalora", "rlpo+dora+lora-plus", "full"])
 def test_a_snapshot_puts_everything_back(method):
     from orthora import models
@@ -225,10 +291,16 @@ def test_a_snapshot_puts_everything_back(method):
         ({"kl_target": -1e-3}, "kl_target"),
         ({"warmup_steps": 3}, "warmup_steps = 0"),
         ({"min_lr_ratio": 0.1}, "kl_target_floor"),
-        ({"kl_undo": 1.5}, "kl_undo"),
+        ({"kl_undo": 3.9}, "kl_undo"),
+        ({"kl_target": 1.5}, "kl_target"),
+        ({"kl_rule": "step", "kl_max_change": 2.1}, "kl_rule 'sqrt'"),
+        ({"kl_rule": "step", "kl_smoothing": 0.3}, "kl_smoothing needs"),
+        ({"schedule": "constant", "kl_target": 1e-3}, "kl_target needs schedule 'adaptive-kl'"),
+        ({"schedule": "cosine", "kl_undo": 0}, "kl_undo needs schedule 'adaptive-kl'"),
+        ({"schedule": "constant", "min_lr_ratio": 0.1}, "needs schedule 'cosine'"),
         ({"learning_rate": 0}, "kl_lr_bounds"),
         ({"learning_rate": 1.0}, "kl_lr_bounds"),
-        ({"kl_lr_bounds": (1e-2, 1e-3)}, "kl_lr_bounds"),
+        ({"kl_lr_bounds": (1e-2, 1e-3)}, "larger learning rate first"),
         ({"kl_max_change": 1.0}, "kl_max_change"),
     ],
 )

@@ -115,6 +115,58 @@ def test_no_signal_and_bad_targets_are_one_line():
         probe(settings(learning_rate=0.0), ["lora"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"learning_rate": 1e5, "method": "pissa"}, "at learning rate 100000 breaks the policy"),
+        ({"learning_rate": 1e-12}, "rounding; raise it"),
+        ({"learning_rate": 1e-6, "dtype": "bfloat16"}, "rounding, not the step; .* 'float32'"),
+    ],
+)
+def test_a_first_method_whose_step_is_no_measure_is_one_line(changes, words):
+    with pytest.raises(ValueError, match=words) as error:
+        probe(settings(**changes), [changes.get("method", "lora"), "rlmo"], rollouts=1)
+    assert "\n" not in str(error.value)
+
+
+def test_a_step_of_bfloat16_that_is_more_than_rounding_is_matched():
+    one, other = probe(settings(dtype="bfloat16"), ["lora", "rlmo"], rollouts=1)
+    (rate, kl), (lower, less) = one.trials
+    assert (rate, lower) == (1e-3, 2.5e-4)
+    assert (one.kl, one.matched_kl) == (kl, kl)
+    assert kl > 4 * less
+    assert 1 / 1.15 <= other.matched_kl / kl <= 1.15
+
+
+def test_a_trial_that_breaks_the_policy_is_one_among_others(found, monkeypatch):
+    """PiSSA at a rate at which its loss is no number, matched to a KL that LoRA causes."""
+    target = found["lora"].kl
+    (one,) = probe(settings(learning_rate=1e5), ["pissa"], target_kl=target, rollouts=1, trials=12)
+    assert one.kl == math.inf
+    assert (one.kl_by_rollout, one.first_update_norm) == ([], None)
+    assert one.trials[0] == (1e5, math.inf)
+    assert 1 / 1.15 <= one.matched_kl / target <= 1.15
+    assert one.matched_learning_rate < 1e-3
+
+
+def test_an_own_reward_is_the_one_that_is_probed(tmp_path):
+    """Every answer would be wrong to the verifier, which would leave no signal."""
+    asked = []
+
+    def reward(response: str, answer: str) -> float:
+        asked.append(response)
+        return float(sum(map(ord, response)) % 2)
+
+    config = settings(
+        out=str(tmp_path / "run"), method="pissa", learning_rate="match-kl:lora@1e-3", steps=1,
+        max_response_tokens=8,
+    )  # fmt: skip
+    orthora.train(config, reward=reward, progress=False)
+    probed, (row, *_) = 2 * 24, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(asked) == probed + 24
+    assert json.loads(row)["groups_without_signal"] < 1
+
+
 @pytest.mark.parametrize("what", ["kl", "norm"])
 def test_a_run_takes_the_learning_rate_that_matches_and_keeps_it(what, found, tmp_path):
     out = tmp_path / "run"

@@ -82,7 +82,7 @@ def test_a_rollback_goes_on_before_the_trouble_with_a_smaller_learning_rate(
     config = settings(
         out, steps=4, watch=[rule], watch_action="rollback", watch_lr_factor=0.1, schedule=schedule
     )
-    with pytest.warns(UserWarning, match=r"going back to before it"):
+    with pytest.warns(UserWarning, match=r"going back to step [12], with 0.1 of"):
         result = orthora.train(config, progress=False)
     assert result.status == "finished"
     rows = rows_of(out)
@@ -173,6 +173,109 @@ def test_a_kill_around_a_rollback_leaves_no_trace(killed_after, plain, tmp_path,
     orthora.train(settings(broken, **changes), resume=True, progress=False)
     assert values_of(broken) == values_of(whole)
     assert read_events(broken) == read_events(whole)
+
+
+def test_after_a_rollback_adaptive_kl_holds_what_is_left_of_the_learning_rate(tmp_path):
+    """The target falls with the square: or the law would take the rate back up."""
+    out = tmp_path / "run"
+    rule = "kl_update_k3 > 5e-4"
+    config = settings(
+        out, steps=5, watch=[rule], watch_action="rollback", watch_lr_factor=0.1,
+        schedule="adaptive-kl", kl_target=2e-3,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"kl_update_k3 is .*going back to"):
+        orthora.train(config, progress=False)
+    rows, (event,) = rows_of(out), read_events(out)
+    after = rows[event["since"] - 1 :]
+    assert [row["kl_target"] for row in after] == pytest.approx([2e-5] * len(after))
+    assert max(row["lr"] for row in after) < 3e-4
+    assert max(row["kl_update_k3"] for row in after) < 2e-4
+
+
+def test_a_checkpoint_from_before_the_longest_rule_stays(plain, tmp_path):
+    """Or an alarm would go back to the start, and throw the run away."""
+    out = tmp_path / "run"
+    rules = ["lr > 0 for 4", "entropy > 9"]
+    config = settings(out, steps=4, keep_checkpoints=1, watch=rules, watch_action="rollback")
+    config["watch_rollbacks"] = 1
+    with (
+        pytest.warns(UserWarning, match="going back to the start, as no checkpoint is older"),
+        pytest.raises(ValueError, match="watchdog: step 4"),
+    ):
+        orthora.train(config, progress=False)
+    steps = {
+        checkpoints.step_of(path.parent)
+        for path in (out / "checkpoints").glob(f"*/{checkpoints.MARKER}")
+    }
+    assert steps == {3}
+    for back, left in ((None, {9}), (7, {9, 7}), (6, {9, 5}), (4, {9, 3}), (0, {9}), (9, {9})):
+        folder = tmp_path / f"kept {back}"
+        for step in (1, 3, 5, 7, 9):
+            path = folder / f"checkpoint-{2 * step}"
+            path.mkdir(parents=True)
+            marker = {"step": step, "config": {}, "upkeep": {}, "files": {}}
+            (path / checkpoints.MARKER).write_text(json.dumps(marker))
+        checkpoints.rotate(folder, 1, back)
+        found = {checkpoints.step_of(path.parent) for path in folder.glob("*/*")}
+        assert found == left
+
+
+def test_a_step_that_breaks_the_policy_is_rolled_back_too(tmp_path):
+    """PiSSA at a rate at which the loss is no number."""
+    out, small = tmp_path / "run", tmp_path / "small"
+    common = {"steps": 2, "method": "pissa", "watch": ["entropy > 99"]}
+    config = settings(
+        out, learning_rate=1e4, watch_action="rollback", watch_lr_factor=1e-8, **common
+    )
+    with pytest.warns(UserWarning, match="not finite.*going back to the start"):
+        orthora.train(config, progress=False)
+    orthora.train(settings(small, learning_rate=1e-4, **common), progress=False)
+    for one, other in zip(values_of(out), values_of(small), strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+    (event,) = read_events(out)
+    assert (event["action"], event["value"]) == ("rollback", None)
+
+
+def test_a_stopped_run_goes_on_when_it_is_told_to_warn(plain, tmp_path):
+    out = tmp_path / "run"
+    config = settings(out, steps=4, watch=[f"delta_norm > {plain[1]:.9g}"], watch_action="stop")
+    with pytest.raises(ValueError, match="--watch-action warn --resume"):
+        orthora.train(config, progress=False)
+    with pytest.warns(UserWarning, match="watchdog: step 3"):
+        orthora.train(config | {"watch_action": "warn"}, resume=True, progress=False)
+    assert values_of(out) == values_of(plain[0])
+    with pytest.raises(ValueError, match="is finished"):
+        orthora.train(config | {"learning_rate": 1e-2}, resume=True, progress=False)
+
+
+def test_a_rule_on_a_kind_of_module_that_there_is_not_ends_the_first_step(tmp_path):
+    config = settings(tmp_path / "run", steps=2, watch=["grad_norm/q_prj > 20x"])
+    with pytest.raises(ValueError, match=r"names no metric of this run; it has: .*grad_norm/q_pro"):
+        orthora.train(config, progress=False)
+
+
+@pytest.mark.parametrize("line", ["{}", "[1]", '{"action": "rollback"}', '{"action": "bark"}', "x"])
+def test_a_damaged_file_of_events_is_one_line(line, tmp_path):
+    good = {"action": "warn", "step": 2, "since": 2, "lr_scale": 1.0}
+    (tmp_path / "events.jsonl").write_text(f"{json.dumps(good)}\n{line}\n")
+    with pytest.raises(ValueError, match=r"events.jsonl, line 2 is n.* remove that line"):
+        read_events(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["lr_scale", "setting", "drawn"])
+def test_a_damaged_marker_is_one_line(key, tmp_path):
+    out = tmp_path / "run"
+    config = settings(out, steps=2, watch=["lr > 0 for 2"], watch_action="stop")
+    with pytest.raises(ValueError, match="watchdog"):
+        orthora.train(config, progress=False)
+    (file,) = (out / "checkpoints").glob(f"*/{checkpoints.MARKER}")
+    marker = json.loads(file.read_text())
+    marker[key] = {"unknown": 1}
+    if key != "setting":
+        del marker[key]
+    file.write_text(json.dumps(marker))
+    with pytest.raises(ValueError, match=r"is not whole .*; delete .* to go on"):
+        orthora.train(config | {"watch_action": "warn"}, resume=True, progress=False)
 
 
 def test_going_back_needs_checkpoints(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from orthora.methods import compose
 
-_FORM = re.compile(r"(kl|norm):([^@]+)@([-+0-9.e]+)")
+_FORM = re.compile(r"(kl|norm):([^@]+)@([-+0-9.eE]+)")
 
 
 @dataclass(frozen=True)

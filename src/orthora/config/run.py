@@ -19,6 +19,8 @@ class TrainConfig(Strict):
     """One RLVR run. Defaults are the source paper's Table 2 (arXiv 2606.31813), DAPO."""
 
     command: ClassVar[str] = "orthora train"
+    flag_types: ClassVar[dict[str, Any]] = {"learning_rate": float | str}
+    """Fields for which a flag takes a short form that is not of the field's type."""
     model: str
     """Model folder or hub name; ``tiny`` is the embedded model."""
     out: str
@@ -87,7 +89,7 @@ class TrainConfig(Strict):
     """Floor of the cosine schedule, as a share of the peak."""
     warmup_steps: int = Field(0, ge=0)
     """Linear warm-up from 0, in training steps; the first update stands still, as everywhere."""
-    kl_target: float = Field(2e-3, gt=0)
+    kl_target: float = Field(2e-3, gt=0, le=1)
     """KL to hold between rollout policy and updated policy, in nats per token."""
     kl_target_floor: float = Field(1.0, gt=0, le=1)
     """Share of kl_target that a half cosine leaves at the last step; 1 holds it."""
@@ -256,6 +258,11 @@ class TrainConfig(Strict):
         if 0 < bound <= 1:
             raise ValueError(f"dual_clip must be above 1, or 0 for none, got {bound:g}")
         return bound
+
+    @field_validator("watch", mode="before")
+    @classmethod
+    def _one_rule(cls, rules: Any) -> Any:
+        return (rules,) if isinstance(rules, str) else rules
 
     @field_validator("watch")
     @classmethod

@@ -18,6 +18,7 @@ from orthora.evaluate.result import EvalResult, shown_ks
 from orthora.evaluate.run import evaluate
 from orthora.evaluate.series import series
 from orthora.quiet import quiet_libraries
+from orthora.store import check_new_file, write_json
 
 _WORDS = {
     "correct": "correct",
@@ -104,15 +105,13 @@ def run_compare(arguments: Sequence[str]) -> None:
     options = tyro.cli(CompareOptions, args=arguments, prog="orthora compare")
     if len(options.folders) < 2:
         raise ValueError("compare needs two evaluation folders or more")
-    if options.json_out is not None and options.json_out.exists():
-        raise ValueError(f"{options.json_out} exists; choose another file, or remove it")
+    if options.json_out is not None:
+        check_new_file(options.json_out)
     first, *others = options.folders
     found = {str(other): compare(other, first) for other in others}
     print_comparisons(str(first), found)
     if options.json_out is not None:
         from dataclasses import asdict
-
-        from orthora.store import write_json
 
         rows = [{"first": name, "second": str(first), **asdict(c)} for name, c in found.items()]
         write_json(options.json_out, rows)

@@ -53,6 +53,11 @@ class Composition:
         main = [structure.name for structure in self.structures if not structure.modifier]
         return main[0] if main else PLAIN
 
+    @property
+    def moves_by_product(self) -> bool:
+        """Whether a weight's whole change is ``s (B A - B0 A0)``, whose norm is cheap to read."""
+        return self.structure == PLAIN
+
     def has(self, structure: str) -> bool:
         """Whether it includes the structure of this name."""
         return any(one.name == structure for one in self.structures)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from orthora.quiet import quiet_libraries
-from orthora.store import write_json
+from orthora.store import check_new_file, write_json
 from orthora.tasks.contamination import Contamination, Kind, Match, find_contamination
 from orthora.tasks.files import file_rows, load_problems
 from orthora.tasks.named import TASKS
@@ -65,8 +65,8 @@ def contamination(arguments: list[str]) -> None:
         ValueError: an unknown task, data that can't be read, or a JSON file that exists.
     """
     options = tyro.cli(Options, args=arguments, prog="orthora contamination")
-    if options.json_out is not None and options.json_out.exists():
-        raise ValueError(f"{options.json_out} exists; choose another file, or remove it")
+    if options.json_out is not None:
+        check_new_file(options.json_out)
     quiet_libraries()
     evaluation = _problems(options.eval, options.eval_data, "eval")
     training = _problems(options.train, options.train_data, "train")

@@ -31,8 +31,11 @@ from orthora.trained import MARKER as MARKER
 from orthora.trained import TENSORS, load_exact
 from orthora.trained import damage as damage
 from orthora.trained import step_of as step_of
+from orthora.watch import rules_of
 
 _SURPLUS = "surplus.pt"
+_FREE = ("out", "watch", "watch_action", "watch_rollbacks", "save_every", "keep_checkpoints")
+"""Settings that say nothing of what is trained."""
 
 
 def is_saved(trainer: Any) -> bool:
@@ -81,11 +84,23 @@ def complete(trainer: Any) -> None:
                     "config": trainer._config.model_dump(mode="json"),
                 },
             )
-            rotate(folder.parent, trainer._config.keep_checkpoints)
+            rotate(folder.parent, trainer._config.keep_checkpoints, _way_back(trainer))
+
+
+def _way_back(trainer: Any) -> int | None:
+    """A step after which, or before, one checkpoint stays: what a rollback may go back to."""
+    config = trainer._config
+    if config.watch_action != "rollback":
+        return None
+    longest = max(rule.steps for rule in rules_of(config.watch))
+    step = trainer.state.global_step // trainer.updates_per_step
+    return step + 1 - longest  # the next step's rule may have begun to hold after it
 
 
 def check_same_config(where: Path, before: dict[str, Any], config: TrainConfig) -> None:
-    """A run goes on with the config that it began with; only ``out`` may have moved.
+    """A run goes on with the config that it began with.
+
+    Only its folder may differ, and how it is watched and saved.
 
     Args:
         where: the run or checkpoint, for the message.
@@ -95,7 +110,7 @@ def check_same_config(where: Path, before: dict[str, Any], config: TrainConfig) 
     Raises:
         ValueError: naming the keys that differ, with both values.
     """
-    if changed := differences(before, config):
+    if changed := differences(before, config, free=_FREE):
         raise ValueError(
             f"{where} was run with another config; these differ: {changed}. Resume with "
             "the config of then (config.toml), or choose another out"
@@ -113,13 +128,19 @@ def restore_position(trainer: Any, folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is no complete checkpoint of orthora train (no {MARKER})")
     marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     check_same_config(folder, marker["config"], trainer._config)
-    _check_same_world(folder, marker, trainer)
     surplus = torch.load(folder / _SURPLUS, weights_only=True)
-    groups = [_as_group(entry) for entry in surplus]
-    known = {key: marker[key] for key in ("drawn", "idle")}
+    try:
+        _check_same_world(folder, marker, trainer)
+        groups = [_as_group(entry) for entry in surplus]
+        known = {key: marker[key] for key in ("drawn", "idle")}
+        scale, setting = float(marker["lr_scale"]), Setting(**marker["setting"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / MARKER} is not whole ({type(error).__name__}: {error}); delete {folder} to "
+            "go on from the checkpoint before it"
+        ) from error
     trainer.collector.load(known | {"surplus": groups})
-    trainer.saved_scale = marker["lr_scale"]
-    trainer.steering.setting = Setting(**marker["setting"])
+    trainer.saved_scale, trainer.steering.setting = scale, setting
     return marker
 
 
@@ -180,10 +201,22 @@ def remove_incomplete(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def rotate(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` complete checkpoints."""
+def rotate(folder: Path, keep: int, back: int | None = None) -> None:
+    """Delete all but the newest ``keep`` complete checkpoints.
+
+    Args:
+        folder: of the checkpoints.
+        keep: how many stay.
+        back: beside them stays the newest one after this training step, or before.
+    """
     found = sorted((path.parent for path in folder.glob(f"checkpoint-*/{MARKER}")), key=_number)
-    for path in found[:-keep]:
+    older = found[:-keep]
+    if back is not None:
+        last = next(
+            (path for path in reversed(found) if not damage(path) and step_of(path) <= back), None
+        )
+        older = [path for path in older if path != last]
+    for path in older:
         (path / MARKER).unlink()  # first: a kill while deleting leaves nothing that looks whole
         shutil.rmtree(path, ignore_errors=True)
 

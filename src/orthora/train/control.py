@@ -6,7 +6,7 @@ and the law is a pure function, so that it is the same on every process and afte
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from orthora.config import TrainConfig
@@ -58,10 +58,12 @@ class Setting:
     Attributes:
         lr: learning rate.
         gain: running mean of KL / lr^2; None before the first measurement.
+        stuck: steps in a row that were taken back at the lowest learning rate.
     """
 
     lr: float
     gain: float | None = None
+    stuck: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,18 @@ class Decision:
     saturated: bool = False
 
 
-def law_of(config: TrainConfig) -> Law | None:
-    """The config's law; None where its schedule is another."""
+def law_of(config: TrainConfig, lr_scale: float = 1.0) -> Law | None:
+    """The config's law; None where its schedule is another.
+
+    Args:
+        config: of the run.
+        lr_scale: what rollbacks have left of the learning rate; as the KL grows with its square,
+            the target falls by that, or the law would take the rate back up.
+    """
     if config.schedule != "adaptive-kl":
         return None
     return Law(
-        target=config.kl_target,
+        target=config.kl_target * lr_scale**2,
         rule=config.kl_rule,
         smoothing=config.kl_smoothing,
         max_change=config.kl_max_change,
@@ -95,24 +103,34 @@ def law_of(config: TrainConfig) -> Law | None:
     )
 
 
-def decide(law: Law, setting: Setting, kl: float | None, step: int) -> Decision:
+def decide(
+    law: Law, setting: Setting, kl: float | None, step: int, *, signal: bool = True
+) -> Decision:
     """The next learning rate, from the KL that this step's updates caused.
 
     Args:
         law: how to follow.
         setting: that the step was trained with.
-        kl: measured after the step's last update, in nats per token; None or 0 (nothing moved)
-            holds the setting; what is not finite is undone like a step that went too far.
+        kl: measured after the step's last update, in nats per token; None holds the setting; what
+            is not finite is undone like a step that went too far.
         step: that was measured, from 1; the next one's target is aimed at.
+        signal: whether any group had something to learn from. Where none had, the KL says nothing
+            of the learning rate, and the setting is held.
     """
-    if kl is None or kl == 0.0:
+    if kl is None:
         return Decision(setting)
     now, ahead = law.target_at(step), law.target_at(step + 1)
     if law.undo and not kl <= law.undo * now:
         ratio = math.sqrt(ahead / kl) if math.isfinite(kl) else 0.0
-        return _bounded(law, setting.lr * max(ratio, _DEEPEST), None, undo=True)
+        found = _bounded(law, setting.lr * max(ratio, _DEEPEST), None, undo=True)
+        stuck = setting.stuck + 1 if setting.lr <= law.bounds[0] else 0
+        return replace(found, setting=replace(found.setting, stuck=stuck))
     if not math.isfinite(kl):
         return _bounded(law, setting.lr / law.max_change, None)
+    if not signal:
+        return Decision(replace(setting, stuck=0))
+    if kl == 0.0:  # too small a step to change a number
+        return _bounded(law, setting.lr * law.max_change, None)
     if law.rule == "step":
         high, low = kl > _HELD * ahead, kl < ahead / _HELD
         change = 1.0 / law.max_change if high else law.max_change if low else 1.0

@@ -6,11 +6,17 @@ from typing import Any
 from orthora.config import TrainConfig, build, read_toml
 from orthora.config.match import parse_match
 from orthora.train.probing import Probe, as_json, probe
+from orthora.train.rewards import OwnReward
 from orthora.train.world import World
 
 
 def matched(
-    config: TrainConfig, world: World, out: Path, *, resume: bool
+    config: TrainConfig,
+    world: World,
+    out: Path,
+    *,
+    resume: bool,
+    reward: OwnReward | str | None = None,
 ) -> tuple[TrainConfig, list[dict[str, Any]]]:
     """The config with its learning rate found, and the probes that found it.
 
@@ -21,6 +27,7 @@ def matched(
         world: the processes.
         out: run folder.
         resume: go on with what is there.
+        reward: own one of the run.
 
     Raises:
         ValueError: if it can't be found, or there are several processes.
@@ -38,7 +45,8 @@ def matched(
         )
     match = parse_match(config.learning_rate_match)
     start = _with_rate(config, match.rate)
-    found = probe(start, [match.method, config.method], trials=8 if match.what == "kl" else 1)
+    trials = 8 if match.what == "kl" else 1
+    found = probe(start, [match.method, config.method], trials=trials, reward=reward)
     rate = found[1].matched_learning_rate if match.what == "kl" else _by_norm(*found)
     if rate is None:
         tried = ", ".join(f"{lr:.2g}: {kl:.2g}" for lr, kl in found[1].trials)
@@ -54,7 +62,7 @@ def _by_norm(reference: Probe, own: Probe) -> float:
     """The first update's norm grows in proportion to the learning rate."""
     if not reference.first_update_norm or not own.first_update_norm:
         names = f"{reference.method} and {own.method}"
-        raise ValueError(f"no norm of an update is known for both {names}; match-kl, or a number")
+        raise ValueError(f"the first update of {names} is not above 0 for both; give a number")
     return own.learning_rate * reference.first_update_norm / own.first_update_norm
 
 

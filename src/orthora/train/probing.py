@@ -9,20 +9,22 @@ import itertools
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from orthora import models
 from orthora.config import TrainConfig, build
+from orthora.config.consistency import STEERING
+from orthora.failures import NotFinite
 from orthora.methods import compose
 from orthora.train.collect import Rollout
 from orthora.train.control import Setting
 from orthora.train.loading import load_parts
 from orthora.train.optimizers import set_learning_rate
+from orthora.train.rewards import OwnReward
 from orthora.train.snapshot import Snapshot
 from orthora.train.steering import Steering
 from orthora.train.trainer import Metrics, RLVRTrainer
@@ -30,7 +32,9 @@ from orthora.train.world import World
 
 _NEAR = 1.15  # of the KL asked for; rollouts vary by more
 _LEAST = 1e-12  # nats; below it the KL is rounding
+_DOUBTFUL = 1e-8  # nats; below it a step of float32 is compared with a smaller one
 _LEAP = 30.0  # factor that one trial may change the learning rate by
+_LOWER, _LEAST_RISE = 4.0, 4.0  # at a lower rate the KL is a sixteenth, but for rounding
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ class Probe:
             None where the update is no product of factors.
         update_norms: the same after all updates of the step, in all (``all``, for ``full`` too) and
             by module type.
-        kl: k3 KL of the step in nats per token, mean over the rollouts.
-        kl_by_rollout: of each.
+        kl: k3 KL of the step in nats per token, mean over the rollouts; infinite where the step
+            broke the policy.
+        kl_by_rollout: of each; empty where it did.
         matched_learning_rate: at which a step's KL is within 15 % of the one asked for; None where
             no trial came near it.
         matched_kl: measured there.
@@ -140,6 +145,7 @@ def probe(
     rollouts: int = 2,
     trials: int = 6,
     told: Callable[[Probe], None] | None = None,
+    reward: OwnReward | str | None = None,
 ) -> list[Probe]:
     """One training step of each method from the same rollouts, and the learning rate that matches.
 
@@ -153,13 +159,15 @@ def probe(
         rollouts: drawn once from the base policy; a trial's KL is the mean over them.
         trials: learning rates to try per method, at most.
         told: called with each method's findings as they come.
+        reward: own one, as of `orthora.train`.
 
     Returns:
         One `Probe` per method, in order.
 
     Raises:
         ValueError: a bad config, as `orthora.train`; rollouts without any signal; a target that is
-            not positive.
+            not positive; a step of the first method that breaks the policy, or that moves it by
+            rounding alone.
     """
     config = build(TrainConfig, config)
     if target_kl is not None and not target_kl > 0:
@@ -169,62 +177,144 @@ def probe(
     found: list[Probe] = []
     drawn: list[Rollout] = []
     for method in methods:
-        one = _probe(config, method, target_kl, rollouts, trials, drawn)
-        target_kl = target_kl or one.kl
+        first = target_kl is None
+        one = _Trials(config, method, target_kl, rollouts, trials, reward).made(drawn)
+        if first:
+            _check_reference(one)
+            target_kl = one.kl
         found.append(one)
         if told:
             told(one)
     return found
 
 
-def _probe(
-    config: TrainConfig,
-    method: str,
-    target: float | None,
-    rollouts: int,
-    trials: int,
-    drawn: list[Rollout],
-) -> Probe:
-    """One method; fills ``drawn`` where it is empty."""
-    changes = {
-        "method": method, "steps": rollouts * trials, "schedule": "constant", "warmup_steps": 0,
-        "min_lr_ratio": 0.0, "save_every": 0, "eval_problems": 0, "eval_task": None,
-        "eval_data": None, "eval_base": False, "kl_update_share": 1.0, "kl_base_share": 0.0,
-        "watch": (), "watch_action": "warn", "learning_rate_match": None, "geometry": True,
-        "head_rank": 0, "start": None,
-    }  # fmt: skip
-    config = build(TrainConfig, config.model_dump() | changes)
-    if not config.learning_rate:
-        raise ValueError("a probe steps at the config's learning rate; set one above 0")
-    parts = load_parts(config, None, models.pick_device(config.device))
-    rows: list[Metrics] = []
-    tried: list[tuple[float, float]] = []
+def _check_reference(one: Probe) -> None:
+    """What the first method's step does can be matched.
 
-    def following(row: Metrics) -> float:
-        rows.append(row)
-        if len(rows) % rollouts:
-            return row["lr"]
-        kls = [r["kl_update_k3"] for r in rows[-rollouts:]]
-        tried.append((row["lr"], sum(kls) / rollouts))
-        lr = following_rate(tried, target, config.kl_lr_bounds) if target else None
-        if lr is None or len(tried) == trials:
+    Raises:
+        ValueError: if it is no number, nothing, or rounding.
+    """
+    where = f"a step of {one.method} at learning rate {one.learning_rate:g}"
+    if not math.isfinite(one.kl):
+        raise ValueError(f"{where} breaks the policy, whose scores are not finite; lower it")
+    if one.kl < _LEAST:
+        raise ValueError(f"{where} moves the policy by {one.kl:.1g} nats, rounding; raise it")
+    for lr, kl in one.trials[1:]:
+        if one.kl < _LEAST_RISE * kl:
+            raise ValueError(
+                f"{where} moves the policy by {one.kl:.2g} nats, at {lr:g} by {kl:.2g}: this is "
+                "rounding, not the step; probe with dtype 'float32', or at a higher learning rate"
+            )
+
+
+class _Trials:
+    """Learning rates of one method, tried one after the other from the same start.
+
+    Args:
+        config: as of `probe`.
+        method: name.
+        target: KL to meet; None for the first method, that sets it.
+        rollouts: per trial.
+        trials: at most.
+        reward: own one.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        method: str,
+        target: float | None,
+        rollouts: int,
+        trials: int,
+        reward: OwnReward | str | None,
+    ) -> None:
+        changes = {
+            "method": method, "steps": rollouts * (trials + 1), "schedule": "constant",
+            "warmup_steps": 0, "min_lr_ratio": 0.0, "save_every": 0, "eval_problems": 0,
+            "eval_task": None, "eval_data": None, "eval_base": False, "kl_update_share": 1.0,
+            "kl_base_share": 0.0, "watch": (), "watch_action": "warn", "learning_rate_match": None,
+            "geometry": True, "head_rank": 0, "start": None,
+        }  # fmt: skip
+        fields = TrainConfig.model_fields
+        changes |= {key: fields[key].default for key in (*STEERING, "kl_smoothing")}
+        self._config = build(TrainConfig, config.model_dump() | changes)
+        if not self._config.learning_rate:
+            raise ValueError("a probe steps at the config's learning rate; set one above 0")
+        self._target, self._rollouts, self._most, self._reward = target, rollouts, trials, reward
+        self._first: list[Metrics] = []
+        self._kls: list[float] = []
+        self._tried: list[tuple[float, float]] = []
+
+    def made(self, drawn: list[Rollout]) -> Probe:
+        """Try until the target is met or the trials are spent; fills ``drawn`` where it is empty.
+
+        A trial that breaks the policy is followed by one with a fresh model.
+        """
+        lr: float | None = self._config.learning_rate
+        while lr is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                trainer = self._trainer(lr, Path(folder))
+                if not drawn:
+                    drawn += _drawn(trainer.collector, self._rollouts)
+                trainer.collector = _Replay(trainer.collector, drawn)  # pyright: ignore[reportAttributeAccessIssue]
+                try:
+                    trainer.train()
+                except _Matched:
+                    lr = None
+                except NotFinite:
+                    self._first = self._first if self._tried else []
+                    lr = self._after(self._rate, math.inf)
+        return _summed(self._config.method, self._first, self._tried, self._target)
+
+    def _trainer(self, lr: float, folder: Path) -> RLVRTrainer:
+        config = build(TrainConfig, self._config.model_dump() | {"learning_rate": lr})
+        parts = load_parts(config, self._reward, models.pick_device(config.device))
+        trainer = RLVRTrainer(config, parts, World(), folder, lambda row: None)
+        trainer.steering = _Undoing(config, self._following)
+        self._rate, self._kls = lr, []
+        return trainer
+
+    def _following(self, row: Metrics) -> float:
+        """The learning rate of the next step.
+
+        Raises:
+            _Matched: if there is none.
+        """
+        if not self._tried:
+            self._first.append(row)
+        self._kls.append(row["kl_update_k3"])
+        if len(self._kls) < self._rollouts:
+            return self._rate
+        lr = self._after(self._rate, math.fsum(self._kls) / self._rollouts)
+        if lr is None:
             raise _Matched
+        self._rate, self._kls = lr, []
         return lr
 
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = RLVRTrainer(config, parts, World(), Path(folder), lambda row: None)
-        trainer.steering = _Undoing(config, following)
-        if not drawn:
-            drawn += [trainer.collector.collect() for _ in range(rollouts)]
-            if not any(group.has_signal for rollout in drawn for group in rollout.groups):
-                raise ValueError(
-                    "no group of the rollouts has a signal: all answers are right, or all wrong; "
-                    "use problems nearer to the model's level, or more rollouts"
-                )
-        trainer.collector = _Replay(trainer.collector, drawn)  # pyright: ignore[reportAttributeAccessIssue]
-        with suppress(_Matched):
-            trainer.train()
-    return _summed(method, rows[:rollouts], tried, target)
+    def _after(self, lr: float, kl: float) -> float | None:
+        """Note a trial; the learning rate of the next one, None if there is none."""
+        self._tried.append((lr, kl))
+        if self._target is None:
+            doubtful = self._config.dtype != "float32" or kl < _DOUBTFUL
+            return lr / _LOWER if doubtful and len(self._tried) == 1 else None
+        if len(self._tried) == self._most:
+            return None
+        return following_rate(self._tried, self._target, self._config.kl_lr_bounds)
+
+
+def _drawn(collector: Any, rollouts: int) -> list[Rollout]:
+    """The rollouts that all methods are given.
+
+    Raises:
+        ValueError: if none has a signal.
+    """
+    found = [collector.collect() for _ in range(rollouts)]
+    if not any(group.has_signal for rollout in found for group in rollout.groups):
+        raise ValueError(
+            "no group of the rollouts has a signal: all answers are right, or all wrong; use "
+            "problems nearer to the model's level, or more rollouts"
+        )
+    return found
 
 
 def _summed(
@@ -236,7 +326,7 @@ def _summed(
         values = [row[key] for row in first if row.get(key) is not None]
         return sum(values) / len(values) if values else None
 
-    kinds = [key for key in first[0] if key.startswith("update_norm")]
+    kinds = [key for key in (first[0] if first else {}) if key.startswith("update_norm")]
     matched = None
     if target is None:
         matched = tried[0]
@@ -269,7 +359,7 @@ def table(found: Sequence[Probe]) -> Table:
         "ratio",
         "KL",
         "ratio",
-        "lr at equal KL",
+        Column("lr at equal KL", no_wrap=True, min_width=9),
         title=f"One step at learning rate {first.learning_rate:g}; ratios to {first.method}",
         title_justify="left",
     )

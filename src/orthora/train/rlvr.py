@@ -1,6 +1,7 @@
 """RLVR through adapters: a config in, a run folder out."""
 
 import json
+import math
 import os
 import shutil
 import time
@@ -24,6 +25,7 @@ from orthora.adapters import (
 )
 from orthora.config import TrainConfig, build, read_toml, to_toml
 from orthora.evaluate import EvalResult, score
+from orthora.failures import NotFinite
 from orthora.methods import compose
 from orthora.rewards import SandboxError
 from orthora.sampling import Sampling
@@ -39,6 +41,7 @@ from orthora.train.trainer import Metrics, RLVRTrainer
 from orthora.train.watchdog import RollBack, Watchdog, cut_metrics, last_good
 from orthora.train.world import World, join
 from orthora.trained import base_fingerprint
+from orthora.watch import NOT_FINITE
 
 
 def train(
@@ -86,10 +89,10 @@ def train(
     probes: list[dict[str, Any]] = []
     with world.together():
         if world.main:
-            _check_writable(out)
+            store.check_writable(out)
             if not resume:
                 _refuse_used(out)
-        config, probes = matched(config, world, out, resume=resume)
+        config, probes = matched(config, world, out, resume=resume, reward=reward)
         if world.main and resume:
             _check_resume(config, out)
     parts = load_parts(config, reward, device)
@@ -127,13 +130,6 @@ def _refuse_used(out: Path) -> None:
             f"{out} already holds a run or other files; choose another out, resume it "
             "(--resume), or remove it"
         )
-
-
-def _check_writable(out: Path) -> None:
-    """The nearest existing parent of ``out`` is a folder that can be written to."""
-    parent = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"can't create {out}: {parent} is not a folder that can be written to")
 
 
 def _check_resume(config: TrainConfig, out: Path) -> None:
@@ -208,6 +204,7 @@ def _run(
     with StepProgress(title, config.steps, shown=progress and world.main) as bar:
 
         def on_step(row: Metrics) -> None:
+            row = _as_kept(row)
             rows.append(row)
             if world.main:
                 store.append_metrics(out / "metrics.jsonl", row)
@@ -219,8 +216,17 @@ def _run(
                 _train(config, parts, world, out, checkpoint, on_step, watchdog.lr_scale)
                 return parts
             except RollBack as back:
-                checkpoint = watchdog.roll_back(back.alarm, rows)
+                alarm = back.alarm
+            except NotFinite as error:
+                alarm = watchdog.broken(error, len(rows) + 1)
+            checkpoint = watchdog.roll_back(alarm, rows)
             parts = load_parts(config, reward, parts.model.device.type)
+
+
+def _as_kept(row: Metrics) -> Metrics:
+    """A row as the metrics log has it, so that a resumed run sees what this one does."""
+    lost = [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]
+    return store.finite(row) | ({NOT_FINITE: lost} if lost else {})
 
 
 def _train(

@@ -20,7 +20,7 @@ from orthora.adapters.layers import weight
 from orthora.config import TheoryConfig, TrainConfig, build
 from orthora.methods import compose, initialize
 from orthora.quiet import quiet_libraries
-from orthora.store import write_json
+from orthora.store import check_new_file, write_json
 from orthora.train.collect import Collector
 from orthora.train.engines import TransformersEngine
 from orthora.train.loading import Parts, load_parts
@@ -138,8 +138,8 @@ def run_theory(config: TheoryConfig) -> None:
     Raises:
         ValueError: as `theory`; or the file exists.
     """
-    if config.json_out and Path(config.json_out).exists():
-        raise ValueError(f"{config.json_out} exists; choose another file, or remove it")
+    if config.json_out:
+        check_new_file(config.json_out)
     quiet_libraries()
     conditions, found = theory(config, told=lambda text: print(text, file=sys.stderr, flush=True))
     Console().print(table(found, str(conditions)))

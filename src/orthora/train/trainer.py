@@ -3,8 +3,8 @@
 A *training step* is one rollout and all optimizer updates on it (TRL counts updates). From TRL come
 processes, sharding, optimizer steps, schedules, checkpoint files and vLLM; which responses are
 trained on, and what is minimised, is ours. After the last update the rollout's own tokens are
-scored once more under the new policy: a signal taken inside the last mini-batch underestimates the
-policy's movement by an order of magnitude.
+scored once more under the new policy: a signal taken inside the last mini-batch misses what its own
+update does, and mostly underestimates the policy's movement, several-fold.
 """
 
 from collections.abc import Callable
@@ -93,7 +93,7 @@ class RLVRTrainer(GRPOTrainer):
         self._plan = Plan([], [], False, [], _shape(config, args, world, even=self._sharded))
         self._step_number = 0
         self._position = 0
-        self.steering = Steering(config)
+        self.steering = Steering(config, lr_scale)
         self.lr_scale, self.saved_scale = lr_scale, 1.0
         wanted = config.geometry and not self._sharded
         self.geometry = Geometry(self.policy, config) if wanted else None
@@ -233,6 +233,9 @@ class RLVRTrainer(GRPOTrainer):
             with meter.timed("geometry"):
                 row |= self.geometry.metrics()
         row |= self.steering.end(row, self.lr_scheduler)
+        if row.get("undone"):  # the weights are what they were
+            row |= rank_metrics(self.policy)
+            row |= self.geometry.metrics() if self.geometry else {}
         self._on_step(row | meter.seconds(self._rollout))
 
     def _measured(self, share: float) -> Metrics:

@@ -1,6 +1,7 @@
 """Watches a run's rows, and acts: a warning, an end, or a return to before the trouble."""
 
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -10,10 +11,10 @@ from typing import Any
 
 from orthora import store
 from orthora.config import TrainConfig
-from orthora.failures import TrainingFailed
+from orthora.failures import NotFinite, TrainingFailed
 from orthora.train import checkpoints
 from orthora.train.world import World
-from orthora.watch import Alarm, alarms, parse
+from orthora.watch import BY_KIND, Alarm, alarms, rules_of
 
 EVENTS = "events.jsonl"
 
@@ -41,11 +42,15 @@ class Watchdog:
         config: rules and action.
         world: the processes; the first one decides.
         out: run folder; events that are there were before.
+
+    Raises:
+        ValueError: if the file of events is corrupt.
     """
 
     def __init__(self, config: TrainConfig, world: World, out: Path) -> None:
         self._config, self._world, self._out = config, world, out
-        self._rules = [rule for text in config.watch for rule in parse(text)]
+        target = config.kl_target if config.schedule == "adaptive-kl" else None
+        self._rules = rules_of(config.watch, target)
         self.events = world.from_main(read_events(out))
 
     @property
@@ -63,29 +68,89 @@ class Watchdog:
         Raises:
             Stopped: by action ``stop``, or when there are no rollbacks left.
             RollBack: by action ``rollback``.
+            ValueError: after the first step, if a rule names a kind of module that there is not.
         """
+        if len(rows) == 1:
+            self._check_kinds(rows[0])
         found = self._world.from_main(alarms(self._rules, rows))
         if not found:
             return
+        action = self._action
+        self._remember(found, action)
+        text = "; ".join(map(str, found))
+        if action == "stop":
+            raise Stopped(
+                f"watchdog: {text}; begin anew with a lower {self._remedy}, or go on from the "
+                "last checkpoint regardless: --watch-action warn --resume"
+            )
+        if action == "rollback":
+            self._warn(f"{text}; {self._way_back(found[0])}")
+            raise RollBack(found[0])
+        self._warn(text)
+
+    def broken(self, error: NotFinite, step: int) -> Alarm:
+        """What a step that broke the policy is to a run that rolls back.
+
+        Args:
+            error: that ended the step.
+            step: that it ended, which has no row.
+
+        Raises:
+            NotFinite: the same, where the action is another, no rollback is left, or there are
+                several processes, of which one alone may have met it.
+        """
+        if self._action != "rollback" or self._world.size > 1:
+            raise error
+        alarm = Alarm(step, step, "not finite", "loss", math.nan)
+        self._remember([alarm], "rollback")
+        self._warn(f"step {step}: {error}; {self._way_back(alarm)}")
+        return alarm
+
+    @property
+    def _action(self) -> str:
         action = self._config.watch_action
-        if action == "rollback" and self._rollbacks >= self._config.watch_rollbacks:
-            action = "stop"
+        spent = action == "rollback" and self._rollbacks >= self._config.watch_rollbacks
+        return "stop" if spent else action
+
+    @property
+    def _remedy(self) -> str:
+        if self._config.schedule == "adaptive-kl":
+            return "kl_target"
+        return "learning rate or schedule 'adaptive-kl'"
+
+    def _remember(self, found: Sequence[Alarm], action: str) -> None:
         for number, alarm in enumerate(found):
             self.events.append(asdict(alarm) | {"action": "warn" if number else action})
             self.events[-1]["lr_scale"] = self.lr_scale
-        text = "; ".join(map(str, found))
         if self._world.main:
             write_events(self._out, self.events)
-            if action != "stop":
-                back = ", going back to before it" if action == "rollback" else ""
-                warnings.warn(f"watchdog: {text}{back}", stacklevel=2)
-        if action == "stop":
-            raise Stopped(
-                f"watchdog: {text}; lower the learning rate, try schedule 'adaptive-kl', or set "
-                "watch_action 'warn' to go on regardless"
-            )
-        if action == "rollback":
-            raise RollBack(found[0])
+
+    def _warn(self, text: str) -> None:
+        if self._world.main:
+            warnings.warn(f"watchdog: {text}", stacklevel=4)
+
+    def _way_back(self, alarm: Alarm) -> str:
+        """Where a rollback leads, in words; on the first process."""
+        if not self._world.main:
+            return ""
+        left = [
+            marker["step"]
+            for folder, marker in _markers(self._out)
+            if not _bad(marker, alarm.since, self.lr_scale)
+        ]
+        where = f"step {max(left)}" if left else "the start, as no checkpoint is older"
+        return f"going back to {where}, with {self.lr_scale:g} of the learning rate"
+
+    def _check_kinds(self, row: dict[str, Any]) -> None:
+        """Raises ValueError for a rule on a kind of module that the run has not."""
+        for rule in self._rules:
+            if rule.metric.startswith(BY_KIND) and rule.metric not in row:
+                begin = rule.metric.partition("/")[0]
+                known = [key for key in row if key.startswith(f"{begin}/")]
+                raise ValueError(
+                    f"watch rule {str(rule)!r} names no metric of this run; it has: "
+                    f"{', '.join(known) or f'no {begin} by kind of module'}"
+                )
 
     def roll_back(self, alarm: Alarm, rows: list[dict[str, Any]]) -> Path | None:
         """Forget everything since the last checkpoint before the trouble; that checkpoint.
@@ -123,9 +188,22 @@ def last_good(out: Path) -> Path | None:
 
 
 def read_events(out: Path) -> list[dict[str, Any]]:
-    """What the watchdog saw and did."""
+    """What the watchdog saw and did.
+
+    Raises:
+        ValueError: naming the line that is none of its events.
+    """
     file = out / EVENTS
-    return store.read_metrics(file) if file.is_file() else []
+    events = store.read_metrics(file) if file.is_file() else []
+    for number, event in enumerate(events, start=1):
+        known = isinstance(event, dict) and event.get("action") in ("warn", "stop", "rollback")
+        numbers = (int, int, int | float)
+        if not known or not all(
+            isinstance(event.get(key), kind)
+            for key, kind in zip(("step", "since", "lr_scale"), numbers, strict=True)
+        ):
+            raise ValueError(f"{file}, line {number} is no event of a watchdog; remove that line")
+    return events
 
 
 def write_events(out: Path, events: Sequence[dict[str, Any]]) -> None:
@@ -137,12 +215,23 @@ def write_events(out: Path, events: Sequence[dict[str, Any]]) -> None:
 
 def _forget(out: Path, since: int, lr_scale: float) -> None:
     """Delete checkpoints from ``since`` on that another learning rate led to."""
-    for path in (out / "checkpoints").glob(f"checkpoint-*/{checkpoints.MARKER}"):
-        if checkpoints.damage(path.parent):
-            continue  # it is passed over by itself
-        marker = json.loads(path.read_text(encoding="utf-8"))
-        if marker["step"] >= since and marker["lr_scale"] != lr_scale:
-            shutil.rmtree(path.parent)
+    for folder, marker in _markers(out):
+        if _bad(marker, since, lr_scale):
+            shutil.rmtree(folder)
+
+
+def _bad(marker: dict[str, Any], since: int, lr_scale: float) -> bool:
+    return marker["step"] >= since and marker.get("lr_scale") != lr_scale
+
+
+def _markers(out: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """All sound checkpoints with their markers; a damaged one is passed over by itself."""
+    files = (out / "checkpoints").glob(f"checkpoint-*/{checkpoints.MARKER}")
+    return [
+        (path.parent, json.loads(path.read_text(encoding="utf-8")))
+        for path in files
+        if not checkpoints.damage(path.parent)
+    ]
 
 
 def cut_metrics(metrics: Path, step: int) -> None:
