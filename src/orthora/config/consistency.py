@@ -51,6 +51,31 @@ def check_consistent(config: "TrainConfig") -> None:
     check_tasks(config)
 
 
+def check_steering_used(config: "TrainConfig") -> None:
+    """Refuse settings of one schedule beside another, in a run that is about to begin.
+
+    What was once a default is no mistake in a run that is there: it is not checked for these.
+
+    Raises:
+        ValueError: one line with the remedy.
+    """
+    adaptive = config.schedule == "adaptive-kl"
+    changed = {
+        key
+        for key in (*STEERING, "kl_smoothing", "min_lr_ratio")
+        if getattr(config, key) != type(config).model_fields[key].default
+    }
+    for key in sorted(changed):
+        if key == "min_lr_ratio":
+            needs = "" if config.schedule == "cosine" else "schedule 'cosine'"
+        elif key == "kl_smoothing" and config.kl_rule != "sqrt":
+            needs = "kl_rule 'sqrt'"
+        else:
+            needs = "" if adaptive else "schedule 'adaptive-kl'"
+        if needs:
+            raise ValueError(f"{key} needs {needs}; set that, or leave {key} out")
+
+
 def _check_match(config: "TrainConfig") -> None:
     """Norms of updates are there for both methods, before a probe finds that they are not."""
     match = parse_match(config.learning_rate_match) if config.learning_rate_match else None
@@ -80,26 +105,6 @@ def _check_unused(config: "TrainConfig") -> None:
         (config.eval_task and not config.eval_problems, "eval_task", "eval_problems"),
         (config.eval_base and not config.eval_problems, "eval_base", "eval_problems"),
         (config.vllm_url and config.engine != "vllm", "vllm_url", "engine 'vllm'"),
-        (
-            config.schedule == "constant" and config.min_lr_ratio,
-            "min_lr_ratio",
-            "schedule 'cosine'",
-        ),
-        *(
-            (
-                config.schedule != "adaptive-kl"
-                and getattr(config, key) != type(config).model_fields[key].default,
-                key,
-                "schedule 'adaptive-kl'",
-            )
-            for key in STEERING
-        ),
-        (
-            config.kl_smoothing != type(config).model_fields["kl_smoothing"].default
-            and (config.schedule != "adaptive-kl" or config.kl_rule != "sqrt"),
-            "kl_smoothing",
-            "schedule 'adaptive-kl' and kl_rule 'sqrt'",
-        ),
         (
             "lora_plus_ratio" in config.model_fields_set
             and config.lora_plus_ratio != LORA_PLUS_RATIO

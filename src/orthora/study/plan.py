@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orthora.config import TrainConfig, build, read_toml
+from orthora.config.consistency import check_steering_used
 from orthora.config.match import parse_match
 from orthora.methods import compose
 from orthora.runs import rate_text
@@ -138,6 +139,7 @@ def _cell(table: Settings, where: str, shared: dict[Any, Any]) -> Cell:
     """The cell of some settings; ``shared`` keeps equal values once."""
     try:
         config = build(TrainConfig, table | {"out": "?"})
+        check_steering_used(config)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     settings = config.model_dump(mode="json", exclude_defaults=True)

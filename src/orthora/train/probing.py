@@ -17,7 +17,6 @@ from rich.table import Column, Table
 
 from orthora import models
 from orthora.config import TrainConfig, build
-from orthora.config.consistency import STEERING
 from orthora.failures import NotFinite
 from orthora.methods import compose
 from orthora.train.collect import Rollout
@@ -235,8 +234,6 @@ class _Trials:
             "kl_base_share": 0.0, "watch": (), "watch_action": "warn", "learning_rate_match": None,
             "geometry": True, "head_rank": 0, "start": None,
         }  # fmt: skip
-        fields = TrainConfig.model_fields
-        changes |= {key: fields[key].default for key in (*STEERING, "kl_smoothing")}
         self._config = build(TrainConfig, config.model_dump() | changes)
         if not self._config.learning_rate:
             raise ValueError("a probe steps at the config's learning rate; set one above 0")

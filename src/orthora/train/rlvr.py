@@ -24,6 +24,7 @@ from orthora.adapters import (
     write_merged,
 )
 from orthora.config import TrainConfig, build, read_toml, to_toml
+from orthora.config.consistency import check_steering_used
 from orthora.evaluate import EvalResult, score
 from orthora.failures import NotFinite
 from orthora.methods import compose
@@ -78,6 +79,8 @@ def train(
         ConnectionError: if another process of the run died or failed.
     """
     config = build(TrainConfig, config)
+    if not resume:
+        check_steering_used(config)
     most = max(64, 2 * (os.cpu_count() or 1))  # beyond, thread pools crawl or refuse
     if config.threads > most:
         raise ValueError(f"threads {config.threads} is too many here; at most {most}, or 0")
