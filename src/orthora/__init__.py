@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from orthora.rewards import code_verdict as code_verdict
     from orthora.rewards import math_verdict as math_verdict
     from orthora.stats import pass_at_k as pass_at_k
+    from orthora.train import AdaptiveKL as AdaptiveKL
     from orthora.train import RunResult as RunResult
+    from orthora.train import steer as steer
     from orthora.train import train as train
     from orthora.types import Factors as Factors
     from orthora.types import Subspace as Subspace
@@ -49,13 +51,16 @@ _HOME = {
     "code_verdict": "rewards",
     "math_verdict": "rewards",
     "pass_at_k": "stats",
+    "AdaptiveKL": "train",
     "RunResult": "train",
+    "steer": "train",
     "Factors": "types",
     "Subspace": "types",
     "Verdict": "types",
 }
 
 __all__ = [
+    "AdaptiveKL",
     "EvalConfig",
     "EvalResult",
     "Factors",
@@ -77,6 +82,7 @@ __all__ = [
     "math_verdict",
     "methods",
     "pass_at_k",
+    "steer",
     "top_subspace",
     "train",
 ]
