@@ -115,6 +115,7 @@ def test_flags_override_the_file_and_the_result_lands_on_disk(capsys, tmp_path):
     assert "pass@1" in text
 
 
+FOUND = 'learning_rate = 5e-4\nlearning_rate_match = "kl:lora@0.001"\n'  # of a run
 MATCHED = 'learning_rate = "match-kl:lora@1e-3"\nwatch = ["default", "entropy > 9"]\n'
 
 
@@ -125,6 +126,10 @@ MATCHED = 'learning_rate = "match-kl:lora@1e-3"\nwatch = ["default", "entropy > 
         ("", ["--learning-rate", "match-norm:lora@1e-5"], 1e-5, "norm:lora@1e-05"),
         (MATCHED, ["--learning-rate", "2e-4"], 2e-4, None),
         ("learning_rate = 1e-4", ["--learning-rate", "2e-4"], 2e-4, None),
+        (FOUND, [], 5e-4, "kl:lora@0.001"),
+        (FOUND, ["--learning-rate", "2e-4"], 2e-4, None),
+        (MATCHED, ["--learning-rate-match", "norm:lora@1e-5"], 1e-5, "norm:lora@1e-05"),
+        ("", ["--learning-rate-match", "norm:lora@1e-5"], 1e-5, "norm:lora@1e-05"),
     ],
 )
 def test_a_learning_rate_is_a_number_or_a_match(text, flags, rate, match, tmp_path, recwarn):
@@ -134,6 +139,12 @@ def test_a_learning_rate_is_a_number_or_a_match(text, flags, rate, match, tmp_pa
     assert (config.learning_rate, config.learning_rate_match) == (rate, match)
     assert config.watch == (("default", "entropy > 9") if text == MATCHED else ("default",))
     assert not recwarn.list  # a list in a file is no mistake
+
+
+def test_of_a_number_and_a_match_one_is_given(tmp_path):
+    flags = ["--learning-rate", "2e-4", "--learning-rate-match", "kl:lora@1e-3"]
+    with pytest.raises(ValueError, match="not both"):
+        config_of_flags(TrainConfig, ["--config", "tiny", "--out", "x", *flags], "train")
 
 
 def test_a_learning_rate_that_is_neither_is_one_line(capsys):

@@ -1,6 +1,11 @@
+import re
+
 import pytest
 
+import orthora
 from orthora.config import EvalConfig, TrainConfig, build, preset_names, read_toml, to_toml
+from orthora.config.starting import check_start
+from orthora.study import StudySpec, plan
 
 MINIMAL = {"model": "tiny", "out": "x", "task": "arithmetic"}
 
@@ -22,6 +27,41 @@ def test_what_is_off_stays_off_through_toml(tmp_path):
         assert config.dual_clip == 0
         file.write_text(to_toml(config))
         assert build(TrainConfig, file) == config
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kl_target": 1e-3},
+        {"schedule": "adaptive-kl", "kl_undo": 3.0},
+        {"schedule": "adaptive-kl", "kl_target": 2.0},
+        {"schedule": "adaptive-kl", "kl_rule": "step", "kl_max_change": 3.0},
+        {"watch": ["reward < 0.5x"]},
+        {"watch": [], "watch_action": "stop"},
+        {"watch": ["entropy > 3 for 9"], "steps": 3},
+        {"learning_rate": "match-norm:lora@1e-3", "method": "dora"},
+    ],
+)
+def test_what_no_run_may_begin_with_is_read_all_the_same(changes, tmp_path):
+    """Of runs from before it was refused; `train` and `study run` refuse it at the start."""
+    config = build(TrainConfig, MINIMAL | changes)
+    with pytest.raises(ValueError, match=r"\S") as error:
+        check_start(config)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=re.escape(str(error.value))):
+        orthora.train(MINIMAL | changes | {"out": str(tmp_path / "run")}, resume=True)
+    evaluations = {"test": {"task": "arithmetic", "problems": 8}}
+    settings = {key: value for key, value in changes.items() if key != "method"}
+    grid = [{"method": [changes.get("method", "rlpo")], "seed": [0]}]
+    watch = {"watch": [settings["watch"]]} if "watch" in settings else {}
+    spec = StudySpec(
+        name="old", base="tiny", grid=[grid[0] | watch], evaluations=evaluations,
+        settings={k: v for k, v in settings.items() if k != "watch"},
+        reference=changes.get("method", "rlpo"),
+    )  # fmt: skip
+    assert len(plan(spec)) == 1
+    with pytest.raises(ValueError, match=re.escape(str(error.value))):
+        plan(spec, starting=True)
 
 
 def test_every_field_that_may_be_none_is_none_by_default():

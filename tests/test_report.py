@@ -544,3 +544,13 @@ def test_a_browser_shows_every_chart_without_errors(study, width):
     assert "CONSOLE" not in done.stderr
     assert f'data-shown="{len(SVG.findall(page))}"' in done.stdout
     assert re.search(r'data-over="(0|-\d+)"', done.stdout)  # nothing scrolls sideways
+
+
+def test_a_metric_that_was_no_number_is_missing_in_its_row_and_no_damage(tmp_path):
+    rows = [step(n, 1e-3) for n in range(1, 4)]
+    rows[1] |= {"kl_update_k3": None, "entropy": None, "not_finite": ["kl_update_k3", "entropy"]}
+    make(tmp_path, "lora", 0.5, metrics=rows)
+    (view,) = load_runs(tmp_path)
+    assert view.metrics[1]["kl_update_k3"] is None
+    assert all("not_finite" not in row for row in view.metrics)
+    write_report(tmp_path, tmp_path / "page.html", title="t", date=DATE)

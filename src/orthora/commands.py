@@ -155,7 +155,7 @@ def _probe(arguments: list[str]) -> None:
         print(f"{one.method}: {len(one.trials)} trials", file=sys.stderr, flush=True)
         found.append(one)
         if config.json_out:  # what is known so far
-            write_json(config.json_out, as_json(found))
+            write_json(f"{config.json_out}.partial", as_json(found))
 
     probe(
         config.run(),
@@ -168,6 +168,8 @@ def _probe(arguments: list[str]) -> None:
     from rich.console import Console
 
     Console().print(table(found))
+    if config.json_out:
+        Path(f"{config.json_out}.partial").replace(config.json_out)
 
 
 def _theory(arguments: list[str]) -> None:

@@ -48,7 +48,10 @@ def config_of_flags(kind: type[Any], arguments: list[str], command: str) -> Any:
         note += " --resume goes on with an unfinished run, or starts it where there is none."
     flags = create_model(kind.__name__, __doc__=f"{kind.__doc__}\n\n{note}", **fields)
     parsed = parse(flags, rest, command, default=flags.model_construct(**defaults))
-    return build(kind, parsed.model_dump())
+    values = parsed.model_dump()
+    given = {name for name, value in values.items() if value != defaults[name]}
+    settled = getattr(kind, "settled", lambda values, given: values)
+    return build(kind, settled(values, given))
 
 
 def _required(kind: type[Any], table: dict[str, Any]) -> dict[str, Any]:

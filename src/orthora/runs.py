@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orthora.watch import NOT_FINITE
+
 Table = Mapping[str, Any]
 Interval = tuple[float, float]
 
@@ -158,6 +160,7 @@ def _metrics(text: str) -> Sequence[Table]:
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             row = json.loads(line)
+            row.pop(NOT_FINITE, None)  # they are null in the row
             for value in row.values():
                 _number(value)
             rows.append({**row, "step": int(row["step"])})

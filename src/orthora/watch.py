@@ -3,14 +3,14 @@
 A rule is text: ``METRIC > VALUE`` or ``METRIC < VALUE``. With ``x`` after the value it is relative
 to the metric's own median over the steps before (``grad_norm > 10x``), and with ``for N`` it must
 hold on N steps in a row. When a rule fires is a pure function of the rows. A step that adaptive-kl
-has taken back says nothing of the policy: what its updates did does not count.
+has taken back says nothing of the policy: the KL and the norms of its updates do not count.
 """
 
 import difflib
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -131,8 +131,7 @@ def parse(text: str) -> tuple[Rule, ...]:
     """One rule, or those of ``default``.
 
     Raises:
-        ValueError: for an unknown metric, naming near ones, another form, or a multiple of a median
-            that says nothing.
+        ValueError: for an unknown metric, naming near ones, or another form.
     """
     if text.strip() == "default":
         return tuple(rule for one in DEFAULT for rule in parse(one))
@@ -154,15 +153,7 @@ def parse(text: str) -> tuple[Rule, ...]:
     steps = int(found[5] or 1)
     if steps < 1:
         raise ValueError(f"watch rule {text!r} must hold for at least 1 step")
-    relative = found[4] == "x"
-    if relative and metric in SIGNED:
-        raise ValueError(
-            f"watch rule {text!r} is relative to a median that may be negative; give {metric} a "
-            "value, without x"
-        )
-    if relative and value <= 0:
-        raise ValueError(f"watch rule {text!r} has a factor that is not above 0")
-    return (Rule(metric, found[2] == ">", value, relative, steps),)
+    return (Rule(metric, found[2] == ">", value, found[4] == "x", steps),)
 
 
 def rules_of(texts: Sequence[str], kl_target: float | None = None) -> list[Rule]:
@@ -184,12 +175,15 @@ def rules_of(texts: Sequence[str], kl_target: float | None = None) -> list[Rule]
     ]
 
 
-def alarms(rules: Sequence[Rule], rows: Sequence[Mapping[str, Any]]) -> list[Alarm]:
+def alarms(
+    rules: Sequence[Rule], rows: Sequence[Mapping[str, Any]], new: Collection[Rule] = ()
+) -> list[Alarm]:
     """The rules that the last row makes fire; one that keeps firing is told once.
 
     Args:
         rules: to check.
         rows: of all steps so far, in order.
+        new: rules that may have held before, and were not told.
     """
     return [
         Alarm(
@@ -200,6 +194,6 @@ def alarms(rules: Sequence[Rule], rows: Sequence[Mapping[str, Any]]) -> list[Ala
             value=float(value),
         )
         for rule in rules
-        if rule.fires(rows) and not rule.fires(rows[:-1])
+        if rule.fires(rows) and (rule in new or not rule.fires(rows[:-1]))
         if (value := rule.value_in(rows[-1])) is not None
     ]

@@ -18,6 +18,7 @@ import orthora
 from orthora import tiny
 from orthora.tasks import arithmetic
 from orthora.train.control import Law, Setting, decide
+from orthora.train.own_script import STATE, _Part
 
 PROBLEMS = arithmetic.problems("train", 32)
 
@@ -28,7 +29,9 @@ def reward(completions: list[str], answer: list[str], **_: Any) -> list[float]:
     ]
 
 
-def made(out: Path, *, method: str = "lora", judge: Any = reward, **changes: Any) -> GRPOTrainer:
+def made(
+    out: Path, *, method: str = "lora", judge: Any = reward, evaluated: int = 0, **changes: Any
+) -> GRPOTrainer:
     """A user's trainer: 16 responses a rollout, two updates on it."""
     torch.manual_seed(0)
     model, tokenizer = tiny.load()
@@ -39,13 +42,13 @@ def made(out: Path, *, method: str = "lora", judge: Any = reward, **changes: Any
         "learning_rate": 1e-3, "lr_scheduler_type": "constant", "report_to": "none",
         "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True,
     }  # fmt: skip
+    rows = Dataset.from_list([{"prompt": p.prompt, "answer": p.answer} for p in PROBLEMS])
     return GRPOTrainer(
         orthora.adapt(model, method, rank=4, alpha=8, seed=0),
         reward_funcs=judge,
         args=GRPOConfig(**(settings | changes)),
-        train_dataset=Dataset.from_list(
-            [{"prompt": p.prompt, "answer": p.answer} for p in PROBLEMS]
-        ),
+        train_dataset=rows,
+        eval_dataset=rows.select(range(evaluated)) if evaluated else None,
         processing_class=tokenizer,
     )
 
@@ -74,15 +77,16 @@ def test_it_measures_the_kl_of_all_updates_on_a_rollout(changes, tmp_path):
     passes = 2 * changes.get("num_iterations", 1)
     updates = max(1, passes // changes.get("gradient_accumulation_steps", 1))
     trainer = made(tmp_path, max_steps=updates, **changes)
-    callback = orthora.steer(trainer, 1e-3, kl_update_share=1.0)
-    kept, original = [], callback._generate
+    kept, original = [], trainer._generate_and_score_completions
 
     def generate(inputs: Any) -> Any:
         kept.append(original(inputs))
         return kept[-1]
 
-    callback._generate = generate
+    trainer._generate_and_score_completions = generate
+    callback = orthora.steer(trainer, 1e-3, kl_update_share=1.0)
     trainer.train()
+    assert trainer._generate_and_score_completions == generate  # as it was
     before = orthora.adapt(tiny.load()[0], "lora", rank=4, alpha=8, seed=0)
     d, tokens = [], 0
     for batch in kept:
@@ -145,13 +149,13 @@ def test_a_sample_tells_about_what_all_responses_do(tmp_path):
     parts = []
     finish = callback._finish
 
-    def finishing(step: int) -> None:
+    def finishing(state: Any) -> None:
         parts.extend(callback._parts)
         whole = callback._measured(1.0, 1)["kl_update_k3"]
         some = [callback._measured(0.25, n)["kl_update_k3"] for n in range(200)]
         assert len(set(some)) > 3
         assert math.fsum(some) / len(some) == pytest.approx(whole, rel=0.05)
-        finish(step)
+        finish(state)
 
     callback._finish = finishing
     trainer.train()
@@ -159,32 +163,115 @@ def test_a_sample_tells_about_what_all_responses_do(tmp_path):
     assert len(parts[0].sample(0.25, 1)[0]) == 4
 
 
-def test_without_a_signal_the_learning_rate_is_held(tmp_path):
-    trainer = made(tmp_path, judge=lambda completions, **_: [1.0] * len(completions))
+@pytest.mark.parametrize("score", [1.0, 0.3])  # of 0.3, no mean is exact in float32
+def test_without_a_signal_the_learning_rate_is_held(score, tmp_path):
+    trainer = made(tmp_path, judge=lambda completions, **_: [score] * len(completions))
     callback = orthora.steer(trainer)
     trainer.train()
     assert [row["groups_without_signal"] for row in callback.rows] == [1.0] * 3
     assert {row["lr"] for row in callback.rows} == {1e-3}
 
 
-def test_a_resumed_run_goes_on_where_the_law_stood(tmp_path):
+def test_a_resumed_run_goes_on_where_the_law_stood_wherever_it_is_saved(tmp_path):
     whole = made(tmp_path / "run", save_strategy="steps", save_steps=4)
     first = orthora.steer(whole, 5e-4)
     whole.train()
-    state = tmp_path / "run" / "checkpoint-4" / "adaptive_kl.json"
-    kept = Setting(**json.loads(state.read_text()))
-    assert kept.lr == first.rows[2]["lr"]
-    assert kept.gain is not None
-    again = made(tmp_path / "run", save_strategy="no")
+    checkpoint = tmp_path / "run" / "checkpoint-4"
+    kept = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"][STATE]
+    assert Setting(**kept).lr == first.rows[2]["lr"]
+    assert Setting(**kept).gain is not None
+    again = made(tmp_path / "elsewhere", restore_callback_states_from_checkpoint=True)
     second = orthora.steer(again, 5e-4)
-    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    again.train(resume_from_checkpoint=str(checkpoint))
     assert [row["step"] for row in second.rows] == [3]
     assert second.rows[0]["lr"] == first.rows[2]["lr"]
-    state.unlink()  # a checkpoint of a trainer that was not steered
-    bare = made(tmp_path / "run", save_strategy="no")
+    assert again.state.stateful_callbacks[STATE] != kept
+    plain = made(tmp_path / "plain", save_strategy="steps", save_steps=2, max_steps=2)
+    plain.train()  # not steered
+    bare = made(tmp_path / "later")
     third = orthora.steer(bare, 5e-4)
-    bare.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
-    assert third.rows[0]["lr"] == first.rows[2]["lr"]
+    bare.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-2"))
+    assert third.rows[0]["lr"] == 1e-3
+
+
+def test_training_again_begins_again(tmp_path):
+    trainer = made(tmp_path)
+    callback = orthora.steer(trainer, 5e-4)
+    trainer.train()
+    first = callback.rows
+    trainer.train()
+    assert [row["step"] for row in callback.rows] == [1, 2, 3]
+    assert callback.rows[0]["lr"] == first[0]["lr"] == 1e-3
+
+
+def test_a_rollout_that_is_not_used_up_is_guarded_too(tmp_path):
+    """Three updates at two a rollout; all of them are taken back."""
+    trainer = made(tmp_path, method="pissa", learning_rate=5e-2, max_steps=3)
+    callback = orthora.steer(trainer, 1e-6, kl_lr_bounds=(1e-2, 0.1))
+    before = trained(trainer)
+    trainer.train()
+    assert [row["undone"] for row in callback.rows] == [1, 1]
+    assert all(torch.equal(a, b) for a, b in zip(before, trained(trainer), strict=True))
+
+
+def test_other_callbacks_never_see_what_is_taken_back(tmp_path):
+    trainer = made(tmp_path, method="pissa", learning_rate=1e-2, max_steps=2)
+    before, seen = trained(trainer), []
+
+    class Sees(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(all(torch.equal(a, b) for a, b in zip(before, trained(trainer))))  # noqa: B905
+
+    trainer.add_callback(Sees())
+    orthora.steer(trainer, 1e-4)
+    trainer.train()
+    assert seen == [False, True]  # within the rollout, and after it
+
+
+def test_dropout_is_no_movement_of_the_policy(tmp_path):
+    """TRL scores in training mode where it scores at all (here: the rollout outlives an update)."""
+    trainer = made(tmp_path, learning_rate=1e-7, max_steps=2)
+    trainer.model.config.attention_dropout = 0.5
+    for module in trainer.model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    callback = orthora.steer(trainer, 1e-3)
+    trainer.train()
+    assert callback.rows[0]["kl_update_k3"] < 1e-6
+    assert not callback.rows[0]["undone"]
+
+
+def test_what_a_tool_wrote_and_what_is_cut_does_not_count(tmp_path):
+    trainer = made(tmp_path, max_steps=2, mask_truncated_completions=True, max_completion_length=2)
+    callback = orthora.steer(trainer, 1e-3)
+    trainer.train()
+    assert callback.rows[0]["kl_update_k3"] is None
+    batch = {
+        "prompt_ids": torch.ones(2, 3), "prompt_mask": torch.ones(2, 3),
+        "completion_ids": torch.ones(2, 2), "completion_mask": torch.tensor([[1, 1], [1, 0]]),
+        "tool_mask": torch.tensor([[1, 0], [1, 1]]),
+    }  # fmt: skip
+    assert _Part(batch, signal=True).mask.tolist() == [[1, 0], [1, 0]]
+
+
+def test_evaluation_between_updates_is_none_of_its_business(tmp_path):
+    trainer = made(tmp_path)
+    plain = orthora.steer(trainer, 5e-4)
+    trainer.train()
+    every = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 8}
+    other = made(tmp_path, evaluated=4, **every)
+    callback = orthora.steer(other, 5e-4)
+    other.train()
+    assert [row["step"] for row in callback.rows] == [row["step"] for row in plain.rows]
+    assert callback._parts == []
+
+
+def test_a_callback_that_is_taken_out_measures_no_more(tmp_path):
+    trainer = made(tmp_path)
+    callback = orthora.steer(trainer)
+    trainer.remove_callback(callback)
+    trainer.train()
+    assert (callback.rows, callback._parts) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -198,6 +285,7 @@ def test_a_resumed_run_goes_on_where_the_law_stood(tmp_path):
         ({}, {"kl_base_share": 0.5}, "'kl_base_share' is no setting"),
         ({}, {"kl_update_share": 0.0}, "kl_update_share above"),
         ({"learning_rate": 0.5}, {}, "outside kl_lr_bounds"),
+        ({}, {"kl_rule": "step", "kl_smoothing": 0.2}, "kl_smoothing needs kl_rule 'sqrt'"),
         ({"max_steps": -1, "num_train_epochs": 1}, {"kl_target_floor": 0.1}, "args.max_steps"),
     ],
 )
@@ -207,6 +295,21 @@ def test_what_fights_the_law_is_one_line(changes, settings, words, tmp_path):
         orthora.steer(trainer, **settings)
     assert "\n" not in str(error.value)
     assert not any(isinstance(c, orthora.AdaptiveKL) for c in trainer.callback_handler.callbacks)
+
+
+def test_a_scheduler_of_ones_own_is_refused_and_an_optimizer_begins_at_its_rate(tmp_path):
+    for with_schedule in (True, False):
+        trainer = made(tmp_path, max_steps=2)
+        parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+        trainer.optimizer = torch.optim.AdamW(parameters, lr=2e-5)
+        if with_schedule:
+            trainer.lr_scheduler = torch.optim.lr_scheduler.StepLR(trainer.optimizer, 1)
+            with pytest.raises(ValueError, match="hand the trainer no scheduler"):
+                orthora.steer(trainer)
+            continue
+        callback = orthora.steer(trainer)
+        trainer.train()
+        assert callback.rows[0]["lr"] == 2e-5
 
 
 def test_one_trainer_is_steered_once_and_only_grpo_is(tmp_path):
@@ -230,7 +333,9 @@ def test_two_processes_measure_and_set_the_same(tmp_path):
         "trainer.train()\n"
         "parts = float(sum(p.double().abs().sum() for p in trained(trainer)))\n"
         "file = Path(sys.argv[1]) / f\"{os.environ['RANK']}.json\"\n"
-        "file.write_text(json.dumps([steered.rows, parts]))\n",
+        "file.write_text(json.dumps([steered.rows, parts]))\n"
+        "trainer.accelerator.wait_for_everyone()\n"  # gloo aborts where the other is gone
+        "trainer.accelerator.end_training()\n",
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -129,6 +129,15 @@ def test_a_first_method_whose_step_is_no_measure_is_one_line(changes, words):
     assert "\n" not in str(error.value)
 
 
+def test_norms_of_bfloat16_are_matched_whatever_the_kl_is(tmp_path):
+    config = settings(
+        out=str(tmp_path / "run"), method="pissa", learning_rate="match-norm:lora@1e-6", steps=1,
+        dtype="bfloat16",
+    )  # fmt: skip
+    result = orthora.train(config, progress=False)
+    assert 1e-7 < result.learning_rate < 1e-6
+
+
 def test_a_step_of_bfloat16_that_is_more_than_rounding_is_matched():
     one, other = probe(settings(dtype="bfloat16"), ["lora", "rlmo"], rollouts=1)
     (rate, kl), (lower, less) = one.trials

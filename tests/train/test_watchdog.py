@@ -248,6 +248,26 @@ def test_a_stopped_run_goes_on_when_it_is_told_to_warn(plain, tmp_path):
         orthora.train(config | {"learning_rate": 1e-2}, resume=True, progress=False)
 
 
+def test_on_resume_rules_and_saving_may_be_others_and_are_minded(plain, tmp_path):
+    out = tmp_path / "run"
+    config = settings(out, steps=6, save_every=3, watch=["lr > 0 for 4"], watch_action="stop")
+    with pytest.raises(ValueError, match="watchdog: step 4"):
+        orthora.train(config, progress=False)
+    typo = config | {"watch": ["grad_norm/q_prj > 20x"]}
+    with pytest.raises(ValueError, match="names no metric of this run"):
+        orthora.train(typo, resume=True, progress=False)
+    (out / "result.json").unlink()
+    other = {"watch": ["lr > 1e-9 for 2"], "watch_action": "warn", "save_every": 1}
+    with pytest.warns(UserWarning, match=r"watchdog: step 4: lr is .*for 2") as caught:
+        orthora.train(config | other, resume=True, progress=False)
+    assert sum("watchdog" in str(one.message) for one in caught) == 1  # it holds at 5, too
+    steps = {
+        checkpoints.step_of(path.parent)
+        for path in (out / "checkpoints").glob(f"*/{checkpoints.MARKER}")
+    }
+    assert steps == {3, 4, 5, 6}
+
+
 def test_a_rule_on_a_kind_of_module_that_there_is_not_ends_the_first_step(tmp_path):
     config = settings(tmp_path / "run", steps=2, watch=["grad_norm/q_prj > 20x"])
     with pytest.raises(ValueError, match=r"names no metric of this run; it has: .*grad_norm/q_pro"):
@@ -256,7 +276,7 @@ def test_a_rule_on_a_kind_of_module_that_there_is_not_ends_the_first_step(tmp_pa
 
 @pytest.mark.parametrize("line", ["{}", "[1]", '{"action": "rollback"}', '{"action": "bark"}', "x"])
 def test_a_damaged_file_of_events_is_one_line(line, tmp_path):
-    good = {"action": "warn", "step": 2, "since": 2, "lr_scale": 1.0}
+    good = {"action": "warn", "step": 2, "since": 2, "lr_scale": 1.0, "rule": "lr > 0"}
     (tmp_path / "events.jsonl").write_text(f"{json.dumps(good)}\n{line}\n")
     with pytest.raises(ValueError, match=r"events.jsonl, line 2 is n.* remove that line"):
         read_events(tmp_path)

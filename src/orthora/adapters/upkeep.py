@@ -126,7 +126,7 @@ def upkeep_state(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for kind in _IMPORTANCES
         for name, value in getattr(allocator, kind).items()
     }
-    return tensors, {"rank_pattern": tuner.peft_config[ADAPTER].rank_pattern}
+    return tensors, {"rank_pattern": tuner.peft_config[tuner.trainable_adapter_name].rank_pattern}
 
 
 def load_upkeep_state(model: Any, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ def load_upkeep_state(model: Any, tensors: dict[str, Tensor], values: dict[str, 
             k.removeprefix(f"{kind}/"): v for k, v in tensors.items() if k.startswith(f"{kind}/")
         }
         setattr(tuner.rankallocator, kind, {name: value.to(device) for name, value in own.items()})
-    tuner.peft_config[ADAPTER].rank_pattern = values.get("rank_pattern")
+    tuner.peft_config[tuner.trainable_adapter_name].rank_pattern = values.get("rank_pattern")
 
 
 def ranks(model: Any) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from orthora.config.match import parse_match
 from orthora.config.tasks import check_tasks
 from orthora.methods import compose
 from orthora.watch import parse as parse_rule
@@ -11,8 +10,6 @@ if TYPE_CHECKING:
     from orthora.config.run import TrainConfig
 
 LORA_PLUS_RATIO = 2.0
-STEERING = ("kl_target", "kl_target_floor", "kl_rule", "kl_max_change", "kl_undo")
-"""Settings of adaptive-kl alone, and with ``kl_rule = "sqrt"`` kl_smoothing."""
 
 
 def check_consistent(config: "TrainConfig") -> None:
@@ -45,52 +42,21 @@ def check_consistent(config: "TrainConfig") -> None:
         )
     if "{prompt}" not in config.prompt_template:
         raise ValueError("prompt_template must contain {prompt}")
-    _check_match(config)
     _check_unused(config)
-    _check_watch(config)
+    if config.watch_action == "rollback" and not config.save_every:
+        raise ValueError("watch_action 'rollback' goes back to checkpoints; set save_every above 0")
     check_tasks(config)
-
-
-def check_steering_used(config: "TrainConfig") -> None:
-    """Refuse settings of one schedule beside another, in a run that is about to begin.
-
-    What was once a default is no mistake in a run that is there: it is not checked for these.
-
-    Raises:
-        ValueError: one line with the remedy.
-    """
-    adaptive = config.schedule == "adaptive-kl"
-    changed = {
-        key
-        for key in (*STEERING, "kl_smoothing", "min_lr_ratio")
-        if getattr(config, key) != type(config).model_fields[key].default
-    }
-    for key in sorted(changed):
-        if key == "min_lr_ratio":
-            needs = "" if config.schedule == "cosine" else "schedule 'cosine'"
-        elif key == "kl_smoothing" and config.kl_rule != "sqrt":
-            needs = "kl_rule 'sqrt'"
-        else:
-            needs = "" if adaptive else "schedule 'adaptive-kl'"
-        if needs:
-            raise ValueError(f"{key} needs {needs}; set that, or leave {key} out")
-
-
-def _check_match(config: "TrainConfig") -> None:
-    """Norms of updates are there for both methods, before a probe finds that they are not."""
-    match = parse_match(config.learning_rate_match) if config.learning_rate_match else None
-    if match and match.what == "norm":
-        both = (match.method, config.method)
-        if not all(compose(name).moves_by_product for name in both):
-            raise ValueError(
-                f"no norm of an update is known for both {both[0]} and {both[1]}; match-kl, or a "
-                "number"
-            )
 
 
 def _check_unused(config: "TrainConfig") -> None:
     """A setting that would be passed over in silence."""
     optimizer = compose(config.method).optimizer
+    unmeasured = [
+        text
+        for text in config.watch
+        if text.strip() != "default"
+        and any(rule.metric.startswith("kl_update_") for rule in parse_rule(text))
+    ]
     for wrong, key, remedy in (
         (
             config.task == "arithmetic" and config.data,
@@ -106,6 +72,11 @@ def _check_unused(config: "TrainConfig") -> None:
         (config.eval_base and not config.eval_problems, "eval_base", "eval_problems"),
         (config.vllm_url and config.engine != "vllm", "vllm_url", "engine 'vllm'"),
         (
+            unmeasured and not config.kl_update_share,
+            f"watch rule {unmeasured[:1]}",
+            "kl_update_share above 0",
+        ),
+        (
             "lora_plus_ratio" in config.model_fields_set
             and config.lora_plus_ratio != LORA_PLUS_RATIO
             and not (optimizer and optimizer.name == "lora-plus"),
@@ -120,43 +91,6 @@ def _check_unused(config: "TrainConfig") -> None:
     ):
         if wrong:
             raise ValueError(f"{key} needs {remedy}; set that, or leave {key.split()[0]} out")
-
-
-def _check_watch(config: "TrainConfig") -> None:
-    """Rules that can't fire, and actions without a rule or a way back."""
-    acts = config.watch_action != "warn"
-    if acts and not config.watch:
-        raise ValueError(f"watch_action {config.watch_action!r} needs a rule; set watch")
-    if config.watch_action == "rollback" and not config.save_every:
-        raise ValueError("watch_action 'rollback' goes back to checkpoints; set save_every above 0")
-    product = compose(config.method).moves_by_product
-    steered = config.schedule == "adaptive-kl" and config.kl_undo
-    needs = {  # what metrics begin with: whether they are measured, and what they need
-        "kl_update_": (config.kl_update_share, "kl_update_share above 0"),
-        "kl_base_": (config.kl_base_share or config.beta, "kl_base_share above 0"),
-        "undone": (steered, "schedule 'adaptive-kl' and kl_undo above 0"),
-        "head_energy": (
-            config.geometry and config.head_rank != 0 and product,
-            "geometry, head_rank above 0 and a method that moves by B A alone",
-        ),
-        **dict.fromkeys(
-            ("update_norm", "delta_norm", "stable_rank", "condition"),
-            (config.geometry and product, "geometry and a method that moves by B A alone"),
-        ),
-    }
-    for text in config.watch:
-        if text.strip() == "default":
-            continue  # its rules are for what there is
-        (rule,) = parse_rule(text)
-        if rule.steps > config.steps:
-            raise ValueError(
-                f"watch rule {text!r} needs more steps than the run has, {config.steps}"
-            )
-        for begin, (measured, remedy) in needs.items():
-            if rule.metric.startswith(begin) and not measured:
-                raise ValueError(
-                    f"watch rule {text!r} needs {remedy}; set that, or leave the rule out"
-                )
 
 
 def _check_adaptive(config: "TrainConfig") -> None:
@@ -186,12 +120,7 @@ def _check_adaptive(config: "TrainConfig") -> None:
             "schedule 'adaptive-kl' steers by the KL of the updates; set kl_update_share above "
             "0, e.g. 0.25"
         )
-    if 0 < config.kl_undo < 4:
+    if 0 < config.kl_undo <= 2:
         raise ValueError(
             f"kl_undo {config.kl_undo:g} would take ordinary steps back; use 4 or more, or 0"
-        )
-    if config.kl_rule == "step" and config.kl_max_change > 2:
-        raise ValueError(
-            f"kl_rule 'step' would swing about its target for ever with kl_max_change "
-            f"{config.kl_max_change:g}; use 2 or less, or kl_rule 'sqrt'"
         )

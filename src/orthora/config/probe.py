@@ -24,7 +24,7 @@ class ProbeConfig(TrainConfig):
     trials: int = Field(6, ge=1)
     """Learning rates to try per method, at most."""
     json_out: str | None = None
-    """JSON file to write; must not exist."""
+    """JSON file to write; must not exist. Until all methods are done it is called ``.partial``."""
 
     @field_validator("methods")
     @classmethod

@@ -1,5 +1,6 @@
 """The settings of a training run."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -89,7 +90,7 @@ class TrainConfig(Strict):
     """Floor of the cosine schedule, as a share of the peak."""
     warmup_steps: int = Field(0, ge=0)
     """Linear warm-up from 0, in training steps; the first update stands still, as everywhere."""
-    kl_target: float = Field(2e-3, gt=0, le=1)
+    kl_target: float = Field(2e-3, gt=0)
     """KL to hold between rollout policy and updated policy, in nats per token."""
     kl_target_floor: float = Field(1.0, gt=0, le=1)
     """Share of kl_target that a half cosine leaves at the last step; 1 holds it."""
@@ -232,6 +233,26 @@ class TrainConfig(Strict):
     """Samples per held-out problem."""
     eval_base: bool = False
     """Score the base model on them as well."""
+
+    @classmethod
+    def settled(cls, values: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+        """Flags on top of a file: of a number and a match, what was given on the command line.
+
+        Args:
+            values: of all fields.
+            given: those in which flags differ from the file.
+
+        Raises:
+            ValueError: if both were.
+        """
+        both = {"learning_rate", "learning_rate_match"} & {*given}
+        if len(both) == 2:
+            raise ValueError("give --learning-rate or --learning-rate-match, not both")
+        if both == {"learning_rate"}:
+            return values | {"learning_rate_match": None}
+        if both and isinstance(values["learning_rate"], str):  # the file's match
+            return values | {"learning_rate": cls.model_fields["learning_rate"].default}
+        return values
 
     @model_validator(mode="before")
     @classmethod

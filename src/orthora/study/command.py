@@ -115,7 +115,7 @@ def show_plan(spec: StudySpec) -> list[Cell]:
     from rich.console import Console
     from rich.table import Table
 
-    cells = plan(spec)
+    cells = plan(spec, starting=True)
     check_claims(spec, cells)
     check_owner(spec)
     arms = arms_of(spec, cells)

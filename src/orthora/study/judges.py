@@ -22,7 +22,7 @@ from orthora.study.compare import Comparisons
 from orthora.study.estimates import FEWEST, LEVEL, Estimate, estimate
 from orthora.study.paired import Paired, View
 from orthora.study.spec import ClaimConfig
-from orthora.study.wording import difference_text, edge_text, estimate_text, view_text
+from orthora.study.wording import difference_text, edge_text, estimate_text, own_rate, view_text
 
 Ruling = Literal[
     "holds", "holds at a shared lr only", "does not hold", "cannot be told here"
@@ -79,9 +79,9 @@ def _collapses(claim: ClaimConfig, found: Comparisons) -> Judged:
         none.append(len(fates) >= FEWEST and not sum(fates) and not anywhere)
         at = join_names(map(rate_text, alone)) if alone else "no rate"
         numbers.append(
-            f"{name}: {sum(fates)} of {len(fates)} runs collapsed at its own best rate "
-            f"({rate_text(found.tuned[name].rate)}), {anywhere} of {runs} over all rates; most did "
-            f"where most of {found.reference_of(name) or 'no reference'}'s did not at {at}."
+            f"{name}: {sum(fates)} of {len(fates)} runs collapsed {own_rate(name, found)}, "
+            f"{anywhere} of {runs} over all rates; most did where most of "
+            f"{found.reference_of(name) or 'no reference'}'s did not at {at}."
             f"{edge_text(name, found)}"
         )
     family = found.family(_pairs(claim, found), "shared")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from orthora.config import TrainConfig, build, read_toml
-from orthora.config.consistency import check_steering_used
 from orthora.config.match import parse_match
+from orthora.config.starting import check_start
 from orthora.methods import compose
 from orthora.runs import rate_text
 from orthora.study.spec import StudySpec
@@ -68,8 +68,13 @@ class Cell:
         return self.get("learning_rate")
 
 
-def plan(spec: StudySpec) -> list[Cell]:
+def plan(spec: StudySpec, *, starting: bool = False) -> list[Cell]:
     """All cells, seed by seed, so that a study that is cut short has whole seeds.
+
+    Args:
+        spec: the study.
+        starting: its runs are to begin, and no mistake may be in them (`check_start`); what is
+            only read may have been made when less was refused.
 
     Raises:
         ValueError: an unknown or impossible setting, an empty grid, the same cell twice, an
@@ -84,7 +89,7 @@ def plan(spec: StudySpec) -> list[Cell]:
     shared: dict[Any, Any] = {}
     for number, table in enumerate(spec.grid, 1):
         for point in _points(table, number):
-            cell = _cell(base | point, f"grid {number}, {_words(point)}", shared)
+            cell = _cell(base | point, f"grid {number}, {_words(point)}", shared, starting)
             if cell.hash in seen:
                 before = seen[cell.hash][0]
                 also = f"grid {before} and {number}" if before != number else f"grid {number}"
@@ -135,11 +140,12 @@ def _words(point: Settings) -> str:
     return ", ".join(f"{key} {value}" for key, value in point.items())
 
 
-def _cell(table: Settings, where: str, shared: dict[Any, Any]) -> Cell:
+def _cell(table: Settings, where: str, shared: dict[Any, Any], starting: bool) -> Cell:
     """The cell of some settings; ``shared`` keeps equal values once."""
     try:
         config = build(TrainConfig, table | {"out": "?"})
-        check_steering_used(config)
+        if starting:
+            check_start(config)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     settings = config.model_dump(mode="json", exclude_defaults=True)

@@ -67,7 +67,7 @@ def run_study(
     """
     if jobs < 0 or limit < 0:
         raise ValueError(f"jobs {jobs} and limit {limit} must be at least 0")
-    cells = plan(spec)
+    cells = plan(spec, starting=True)
     check_claims(spec, cells)
     check_owner(spec)
     check_needs(spec, cells)

@@ -35,6 +35,14 @@ def difference_text(one: Paired, view: View, found: Comparisons) -> str:
     return f"{one.arm} less {one.than}, {where}: {less}.{''.join(edges)}"
 
 
+def own_rate(label: str, found: Comparisons) -> str:
+    """Where an arm's tuned score is from."""
+    finds = found.arms[label].finds
+    if finds:
+        return {"adaptive-kl": "under adaptive-kl", "match": "at its matched rates"}[finds]
+    return f"at its own best rate ({rate_text(found.tuned[label].rate)})"
+
+
 def edge_text(label: str, found: Comparisons) -> str:
     """That an arm's best rate is an end of those tried, where it is."""
     edge = found.at_the_edge(label)

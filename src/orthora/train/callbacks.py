@@ -20,6 +20,7 @@ class Upkeep(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Optimizer and schedule are there, a checkpoint's state in them."""
         trainer = self._trainer
+        state.save_steps = args.save_steps  # a checkpoint has that of then
         if trainer.lr_scale != trainer.saved_scale:
             trainer.steering.scale(trainer.lr_scheduler, trainer.lr_scale / trainer.saved_scale)
 

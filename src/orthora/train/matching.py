@@ -46,7 +46,13 @@ def matched(
     match = parse_match(config.learning_rate_match)
     start = _with_rate(config, match.rate)
     trials = 8 if match.what == "kl" else 1
-    found = probe(start, [match.method, config.method], trials=trials, reward=reward)
+    found = probe(
+        start,
+        [match.method, config.method],
+        trials=trials,
+        reward=reward,
+        matching=match.what == "kl",
+    )
     rate = found[1].matched_learning_rate if match.what == "kl" else _by_norm(*found)
     if rate is None:
         tried = ", ".join(f"{lr:.2g}: {kl:.2g}" for lr, kl in found[1].trials)

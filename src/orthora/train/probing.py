@@ -145,6 +145,7 @@ def probe(
     trials: int = 6,
     told: Callable[[Probe], None] | None = None,
     reward: OwnReward | str | None = None,
+    matching: bool = True,
 ) -> list[Probe]:
     """One training step of each method from the same rollouts, and the learning rate that matches.
 
@@ -159,6 +160,8 @@ def probe(
         trials: learning rates to try per method, at most.
         told: called with each method's findings as they come.
         reward: own one, as of `orthora.train`.
+        matching: the KL is to be matched, so that the first method's must be more than rounding;
+            norms can be compared without.
 
     Returns:
         One `Probe` per method, in order.
@@ -176,8 +179,8 @@ def probe(
     found: list[Probe] = []
     drawn: list[Rollout] = []
     for method in methods:
-        first = target_kl is None
-        one = _Trials(config, method, target_kl, rollouts, trials, reward).made(drawn)
+        first = target_kl is None and matching
+        one = _Trials(config, method, target_kl, rollouts, trials, reward, first).made(drawn)
         if first:
             _check_reference(one)
             target_kl = one.kl
@@ -216,6 +219,7 @@ class _Trials:
         rollouts: per trial.
         trials: at most.
         reward: own one.
+        reference: others are to be matched to it; where its KL may be rounding, a lower rate says.
     """
 
     def __init__(
@@ -226,6 +230,7 @@ class _Trials:
         rollouts: int,
         trials: int,
         reward: OwnReward | str | None,
+        reference: bool,
     ) -> None:
         changes = {
             "method": method, "steps": rollouts * (trials + 1), "schedule": "constant",
@@ -238,6 +243,7 @@ class _Trials:
         if not self._config.learning_rate:
             raise ValueError("a probe steps at the config's learning rate; set one above 0")
         self._target, self._rollouts, self._most, self._reward = target, rollouts, trials, reward
+        self._reference = reference
         self._first: list[Metrics] = []
         self._kls: list[float] = []
         self._tried: list[tuple[float, float]] = []
@@ -293,7 +299,8 @@ class _Trials:
         self._tried.append((lr, kl))
         if self._target is None:
             doubtful = self._config.dtype != "float32" or kl < _DOUBTFUL
-            return lr / _LOWER if doubtful and len(self._tried) == 1 else None
+            again = self._reference and doubtful and len(self._tried) == 1
+            return lr / _LOWER if again else None
         if len(self._tried) == self._most:
             return None
         return following_rate(self._tried, self._target, self._config.kl_lr_bounds)

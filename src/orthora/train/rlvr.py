@@ -24,7 +24,7 @@ from orthora.adapters import (
     write_merged,
 )
 from orthora.config import TrainConfig, build, read_toml, to_toml
-from orthora.config.consistency import check_steering_used
+from orthora.config.starting import check_start
 from orthora.evaluate import EvalResult, score
 from orthora.failures import NotFinite
 from orthora.methods import compose
@@ -79,8 +79,8 @@ def train(
         ConnectionError: if another process of the run died or failed.
     """
     config = build(TrainConfig, config)
-    if not resume:
-        check_steering_used(config)
+    if not (resume and (Path(config.out) / "config.toml").is_file()):
+        check_start(config)
     most = max(64, 2 * (os.cpu_count() or 1))  # beyond, thread pools crawl or refuse
     if config.threads > most:
         raise ValueError(f"threads {config.threads} is too many here; at most {most}, or 0")

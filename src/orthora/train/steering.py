@@ -50,7 +50,7 @@ class Steering:
         """What the law makes of a step; None without one."""
         if self._law is None:
             return None
-        signal = row["groups_without_signal"] < 1 or row["groups_stale"] > 0
+        signal = row["groups_without_signal"] < 1 or row.get("groups_stale", 0) > 0
         return decide(self._law, self.setting, row["kl_update_k3"], row["step"], signal=signal)
 
     def end(self, row: dict[str, Any], scheduler: Any) -> dict[str, Any]:
@@ -73,11 +73,10 @@ class Steering:
         found = self._decided(row)
         if found and found.undo and self._before:
             self._before.restore()
-        elif not all(math.isfinite(row[key] or 0.0) for key in ("loss", "kl_update_k3")):
+        elif not all(math.isfinite(row.get(key) or 0.0) for key in ("loss", "kl_update_k3")):
             raise NotFinite(
                 f"the policy's scores are not finite after the updates of step {row['step']}; "
-                "lower the learning rate, or train in float32; --resume goes on from the last "
-                "checkpoint"
+                "lower the learning rate, or train in float32; the last checkpoint is from before"
             )
         self._before = None
         if self._law is None or found is None:
@@ -86,8 +85,8 @@ class Steering:
             raise TooFar(
                 f"{_STUCK} steps in a row moved the policy too far at the lowest learning rate of "
                 f"kl_lr_bounds, {self.setting.lr:g}, and were taken back (KL "
-                f"{row['kl_update_k3']:.2g} at step {row['step']}); lower kl_lr_bounds, or raise "
-                "kl_target"
+                f"{row['kl_update_k3']:.2g} at step {row['step']}); begin anew with lower "
+                "kl_lr_bounds or a higher kl_target"
             )
         self.setting = found.setting
         set_learning_rate(scheduler, found.setting.lr)

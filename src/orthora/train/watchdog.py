@@ -14,7 +14,7 @@ from orthora.config import TrainConfig
 from orthora.failures import NotFinite, TrainingFailed
 from orthora.train import checkpoints
 from orthora.train.world import World
-from orthora.watch import BY_KIND, Alarm, alarms, rules_of
+from orthora.watch import BY_KIND, Alarm, Rule, alarms, rules_of
 
 EVENTS = "events.jsonl"
 
@@ -52,6 +52,7 @@ class Watchdog:
         target = config.kl_target if config.schedule == "adaptive-kl" else None
         self._rules = rules_of(config.watch, target)
         self.events = world.from_main(read_events(out))
+        self._begun = False
 
     @property
     def lr_scale(self) -> float:
@@ -70,18 +71,21 @@ class Watchdog:
             RollBack: by action ``rollback``.
             ValueError: after the first step, if a rule names a kind of module that there is not.
         """
-        if len(rows) == 1:
-            self._check_kinds(rows[0])
-        found = self._world.from_main(alarms(self._rules, rows))
+        new = self._untold() if not self._begun else ()
+        if not self._begun:
+            self._check_kinds(rows[-1])
+        self._begun = True
+        found = self._world.from_main(alarms(self._rules, rows, new))
         if not found:
             return
         action = self._action
         self._remember(found, action)
         text = "; ".join(map(str, found))
         if action == "stop":
+            goes_on = ", or go on from the last checkpoint regardless: --watch-action warn --resume"
             raise Stopped(
-                f"watchdog: {text}; begin anew with a lower {self._remedy}, or go on from the "
-                "last checkpoint regardless: --watch-action warn --resume"
+                f"watchdog: {text}; begin anew with a lower {self._remedy}"
+                f"{goes_on * bool(self._config.save_every)}"
             )
         if action == "rollback":
             self._warn(f"{text}; {self._way_back(found[0])}")
@@ -105,6 +109,11 @@ class Watchdog:
         self._remember([alarm], "rollback")
         self._warn(f"step {step}: {error}; {self._way_back(alarm)}")
         return alarm
+
+    def _untold(self) -> list[Rule]:
+        """Rules that have not been told of: those that a resumed run has anew may hold already."""
+        told = {event["rule"] for event in self.events}
+        return [rule for rule in self._rules if str(rule) not in told]
 
     @property
     def _action(self) -> str:
@@ -197,11 +206,8 @@ def read_events(out: Path) -> list[dict[str, Any]]:
     events = store.read_metrics(file) if file.is_file() else []
     for number, event in enumerate(events, start=1):
         known = isinstance(event, dict) and event.get("action") in ("warn", "stop", "rollback")
-        numbers = (int, int, int | float)
-        if not known or not all(
-            isinstance(event.get(key), kind)
-            for key, kind in zip(("step", "since", "lr_scale"), numbers, strict=True)
-        ):
+        kinds = {"step": int, "since": int, "lr_scale": int | float, "rule": str}
+        if not known or not all(isinstance(event.get(key), kind) for key, kind in kinds.items()):
             raise ValueError(f"{file}, line {number} is no event of a watchdog; remove that line")
     return events
 
