@@ -235,7 +235,9 @@ def _measured(table: Frame, quantity: str) -> Frame:
 
 def _lack(table: Frame, quantity: str) -> str:
     """Why a quantity of weights that were measured can't be shown; empty if they were not."""
-    still = {*_measured(table, "update_norm")["label"]} == {*(zero := without_update(table))}
+    still = {*_measured(table, "update_norm")["label"].unique()} == {
+        *(zero := without_update(table))
+    }
     if zero and still and quantity in OF_UPDATE:
         return "the update is zero in every run that was measured, so there is none"
     if len(_measured(table, quantity)):
@@ -248,7 +250,9 @@ def _left_out(entry: Entry, table: Frame, without: Sequence[str]) -> list[str]:
     needs = {one for need in entry.needs for one in need.split("|")}
     weights = entry.source == "weights"
     zero = without_update(table) if weights and needs != {_START} else []
-    known = {label for q in needs if weights for label in _measured(table, q)["label"]} - {*zero}
+    known = {label for q in needs if weights for label in _measured(table, q)["label"].unique()} - {
+        *zero
+    }
     rest = [label for label in without if label not in zero]
     early = [label for label in rest if label in known]
     none = [label for label in rest if label not in known]
@@ -267,7 +271,7 @@ def _said(entry: Entry, shown: Shown, table: Frame) -> Shown:
             label
             for need in entry.needs
             for one in need.split("|")
-            for label in _rows(table, entry, one)["label"]
+            for label in _rows(table, entry, one)["label"].unique()
         }
         trained = ~table["quantity"].str.startswith("init_")
         groups = order_of(table[trained])

@@ -52,8 +52,8 @@ def of_weights(table: Frame, quantity: str) -> Frame:
     rows = table[own]
     if quantity not in OF_UPDATE or not len(rows):
         return rows
-    still = table[(table["quantity"] == "update_norm") & (table["module"] != "")]
-    still = pd.MultiIndex.from_frame(still.loc[still["value"] == 0, _WEIGHT])
+    zero = (table["quantity"] == "update_norm") & (table["module"] != "") & (table["value"] == 0)
+    still = pd.MultiIndex.from_frame(table.loc[zero, _WEIGHT])
     return rows[~pd.MultiIndex.from_frame(rows[_WEIGHT]).isin(still)]
 
 
@@ -72,8 +72,8 @@ def of_course(table: Frame, quantity: str) -> Frame:
 
 def _last_steps(table: Frame) -> Any:
     """The last step of each run at which any quantity of its weights was measured."""
-    own = table[(table["module"] != "") & (table["run"] != BASE)]
-    return own.groupby("run")["step"].max()
+    own = (table["module"] != "") & (table["run"] != BASE)
+    return table.loc[own, ["run", "step"]].groupby("run")["step"].max()
 
 
 def without_update(table: Frame) -> list[str]:

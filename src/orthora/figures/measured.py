@@ -66,7 +66,7 @@ class Measured:
         """
         table = self._read(path)
         own = table[table["run"] == run]
-        others = {*own["method"]} - {"", source.view.method}
+        others = {*own["method"].unique()} - {"", source.view.method}
         if others:
             raise ValueError(
                 f"{path} has {run!r} with method {min(others)!r}, but {source.folder} is a run of "
@@ -87,7 +87,7 @@ class Measured:
         """
         files = {path.resolve(): absolute(path) for path in reversed(paths)}
         left = {
-            file: {*self._read(path)["run"]} - {BASE} - self._taken.get(file, set())
+            file: {*self._read(path)["run"].unique()} - {BASE} - self._taken.get(file, set())
             for file, path in reversed(files.items())
         }
         counts = Counter(name for names in left.values() for name in names)
@@ -131,5 +131,5 @@ def _name_in(table: Any, folders: Sequence[Path], plain: bool) -> str | None:
     """Name of a run in a table: that of its folder, with the parent's first where it must be."""
     names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
     names += [folder.name for folder in folders] if plain else []
-    known = {*table["run"]} - {BASE}
+    known = {*table["run"].unique()} - {BASE}
     return next((name for name in names if name in known), None)
