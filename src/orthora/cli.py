@@ -3,13 +3,10 @@
 import difflib
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from orthora.commands import COMMANDS
+from orthora.quiet import short_warnings
 from orthora.signals import terminable
 
 HELP = """orthora: low-rank adaptation for reinforcement learning with verifiable rewards
@@ -45,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"orthora {__version__}")
         return 0
     command, rest = arguments[0], arguments[1:]
-    with _short_warnings(), terminable(_GO_ON.get(command, "")) as settle:
+    with short_warnings(), terminable(_GO_ON.get(command, "")) as settle:
         try:
             return _run(command, rest)
         except (ValueError, OSError) as error:
@@ -58,22 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settle()
             print(f"orthora {command}: {str(error) or _stopped(command)}", file=sys.stderr)
             return 130
-
-
-@contextmanager
-def _short_warnings() -> Iterator[None]:
-    """Inside, a warning is one line; our own without the place in the code."""
-    before, package = warnings.formatwarning, str(Path(__file__).parent)
-
-    def one_line(message: Warning | str, category: Any, filename: str, *_: Any, **__: Any) -> str:
-        place = "" if filename.startswith(package) else f"{filename}: {category.__name__}: "
-        return f"{place}{message}\n"
-
-    warnings.formatwarning = one_line
-    try:
-        yield
-    finally:
-        warnings.formatwarning = before
 
 
 _AGAIN = "the same command goes on"

@@ -166,11 +166,12 @@ def _run_all(configs: list[TrainConfig], jobs: int, steps: int) -> list[str]:
 def _worker(config: dict[str, Any]) -> None:
     """One run in a process of its own; it reports through its metrics log."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from orthora.quiet import quiet_libraries
+    from orthora.quiet import quiet_libraries, short_warnings
     from orthora.train import train
 
     quiet_libraries()
-    train(config, progress=False)
+    with short_warnings():
+        train(config, progress=False)
 
 
 def _watch(configs: list[TrainConfig], futures: dict[str, Future[None]], steps: int) -> None:

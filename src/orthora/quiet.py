@@ -1,5 +1,29 @@
 """Silence for programs; a library leaves other libraries' loggers alone."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = str(Path(__file__).parent)
+
+
+@contextmanager
+def short_warnings() -> Iterator[None]:
+    """Inside, a warning is one line; our own without the place in the code."""
+    before = warnings.formatwarning
+    warnings.formatwarning = _one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+def _one_line(message: Warning | str, category: Any, filename: str, *_: Any, **__: Any) -> str:
+    place = "" if filename.startswith(_PACKAGE) else f"{filename}: {category.__name__}: "
+    return f"{place}{message}\n"
+
 
 def quiet_libraries(*, data: bool = True) -> None:
     """Keep other libraries' progress bars and notices out of our output; errors are raised.
@@ -8,7 +32,6 @@ def quiet_libraries(*, data: bool = True) -> None:
         data: whether data sets will be loaded; their library takes half a second to import.
     """
     import logging
-    import warnings
 
     import transformers
 

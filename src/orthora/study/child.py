@@ -89,14 +89,14 @@ def _main(job: Job, threads: int) -> None:
             os.dup2(log.fileno(), stream.fileno())
     if job.stalled_after is not None:
         _end_when_stalled(job, job.stalled_after * 60)
-    from orthora.quiet import quiet_libraries
+    from orthora.quiet import quiet_libraries, short_warnings
     from orthora.signals import terminable
 
     quiet_libraries()
     import torch
 
     torch.set_num_threads((job.config or {}).get("threads") or threads)
-    with terminable("the study goes on with the same command"):
+    with short_warnings(), terminable("the study goes on with the same command"):
         try:
             run_job(job)
         except KeyboardInterrupt as error:

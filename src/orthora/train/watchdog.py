@@ -136,7 +136,7 @@ class Watchdog:
 
     def _warn(self, text: str) -> None:
         if self._world.main:
-            warnings.warn(f"watchdog: {text}", stacklevel=4)
+            warnings.warn(f"watchdog: {text}; {self._out}", stacklevel=4)
 
     def _way_back(self, alarm: Alarm) -> str:
         """Where a rollback leads, in words; on the first process."""
