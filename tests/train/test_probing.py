@@ -7,7 +7,8 @@ import pytest
 
 import orthora
 from orthora.config import read_toml
-from orthora.train.probing import following_rate, probe
+from orthora.train.probing import probe
+from orthora.train.trials import following_rate
 
 SMALL = {
     "prompts_per_step": 6,

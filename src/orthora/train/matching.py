@@ -5,8 +5,9 @@ from typing import Any
 
 from orthora.config import TrainConfig, build, read_toml
 from orthora.config.match import parse_match
-from orthora.train.probing import Probe, as_json, probe
+from orthora.train.probing import as_json, probe
 from orthora.train.rewards import OwnReward
+from orthora.train.trials import Probe
 from orthora.train.world import World
 
 
@@ -45,15 +46,9 @@ def matched(
         )
     match = parse_match(config.learning_rate_match)
     start = _with_rate(config, match.rate)
-    trials = 8 if match.what == "kl" else 1
-    found = probe(
-        start,
-        [match.method, config.method],
-        trials=trials,
-        reward=reward,
-        matching=match.what == "kl",
-    )
-    rate = found[1].matched_learning_rate if match.what == "kl" else _by_norm(*found)
+    by_kl, both = match.what == "kl", [match.method, config.method]
+    found = probe(start, both, trials=8 if by_kl else 1, reward=reward, matching=by_kl)
+    rate = found[1].matched_learning_rate if by_kl else _by_norm(*found)
     if rate is None:
         tried = ", ".join(f"{lr:.2g}: {kl:.2g}" for lr, kl in found[1].trials)
         raise ValueError(
