@@ -3,11 +3,12 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import orthora
-from orthora.config import read_toml
+from orthora.config import TrainConfig, build, read_toml
 from orthora.train import checkpoints
 from orthora.train.watchdog import read_events
 
@@ -35,6 +36,13 @@ def rows_of(out: Path) -> list[dict]:
 
 def values_of(out: Path) -> list[dict]:
     return [{k: v for k, v in r.items() if not k.startswith("seconds")} for r in rows_of(out)]
+
+
+def trainer_at(step: int, config: dict) -> SimpleNamespace:
+    """All that rotation asks of a trainer."""
+    state = SimpleNamespace(global_step=2 * step)
+    settings = build(TrainConfig, config)
+    return SimpleNamespace(_config=settings, state=state, updates_per_step=2)
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +265,8 @@ def test_on_resume_rules_and_saving_may_be_others_and_are_minded(plain, tmp_path
     with pytest.raises(ValueError, match="names no metric of this run"):
         orthora.train(typo, resume=True, progress=False)
     (out / "result.json").unlink()
+    none = {"watch": [], "watch_action": "rollback", "steps": 6}  # a run without rules saves, too
+    assert checkpoints._way_back(trainer_at(4, config | none)) == 4
     other = {"watch": ["lr > 1e-9 for 2"], "watch_action": "warn", "save_every": 1}
     with pytest.warns(UserWarning, match=r"watchdog: step 4: lr is .*for 2") as caught:
         orthora.train(config | other, resume=True, progress=False)

@@ -92,7 +92,7 @@ def _way_back(trainer: Any) -> int | None:
     config = trainer._config
     if config.watch_action != "rollback":
         return None
-    longest = max(rule.steps for rule in rules_of(config.watch))
+    longest = max((rule.steps for rule in rules_of(config.watch)), default=1)
     step = trainer.state.global_step // trainer.updates_per_step
     return step + 1 - longest  # the next step's rule may have begun to hold after it
 
